@@ -1,0 +1,100 @@
+r"""Files of arrays and facts, written whole or not at all."""
+
+__all__ = ["digest", "part", "read", "replace", "write"]
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+KEY = "probnets"
+
+
+def write(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    r"""Writes arrays and facts to a safetensors file.
+
+    Arguments:
+        path: The file.
+        arrays: The arrays by name.
+        facts: What JSON can hold.
+    """
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    replace(path, save(whole, metadata={KEY: json.dumps(facts)}))
+
+
+def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    r"""Reads arrays and facts from a safetensors file. Nothing in it is executed.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of arrays at {path}, got none")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads((file.metadata() or {})[KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"expected a file that probnets wrote at {path}: {error}") from None
+
+
+def replace(path: str | Path, content: bytes) -> None:
+    r"""Writes a file under another name and renames it, so that no reader meets a part of it.
+
+    If the disk is full, a file that was there before remains as it was.
+
+    Arguments:
+        path: The file.
+        content: Its content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def part(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    r"""Takes the arrays whose names begin with a prefix and a dot, without them."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def digest(*arrays: np.ndarray) -> str:
+    r"""Hashes the shapes, types and contents of arrays, the same on every machine.
+
+    Arguments:
+        arrays: The arrays.
+
+    Example:
+        >>> digest(np.arange(3, dtype=np.int32))[:16]
+        'c32a3d5c4a5b2e0f'
+    """
+    state = hashlib.sha256()
+    for array in arrays:
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        state.update(f"{little.dtype.str}{little.shape}".encode())
+        state.update(little.tobytes())
+    return state.hexdigest()

@@ -1,0 +1,409 @@
+r"""Learning by expectation maximisation."""
+
+__all__ = ["EMSettings", "FitResult", "expected_counts_torch", "fit"]
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoints
+from .circuit import TreeCircuit
+from .estep import Counts, Tables, expected_counts
+from .inputs import Categorical, Discrete
+from .mstep import blend, maximise
+
+
+@dataclass(frozen=True)
+class EMSettings:
+    r"""Creates the settings of a fit.
+
+    Mini-batch epochs keep running averages :math:`S` of the expected counts and maximise after
+    every batch,
+
+    .. math:: S \leftarrow (1 - \eta) S + \eta \frac{N}{B} \sum_{b} \mathbb{E}[\text{counts}_b] ,
+
+    with a step :math:`\eta` that falls geometrically from ``first_step`` to ``last_step``.
+    Full-batch epochs, :math:`\eta = 1`, finish the fit. With full-batch epochs alone this is
+    classical EM, which never lowers the likelihood.
+
+    References:
+        | Online EM Algorithm for Latent Data Models (Cappé & Moulines, 2009)
+        | https://arxiv.org/abs/0712.4273
+
+    Arguments:
+        epochs: The number of mini-batch epochs.
+        full_epochs: The number of full-batch epochs that follow.
+        batch_size: The number of rows :math:`B` of a mini-batch.
+        first_step: The first step size.
+        last_step: The last step size.
+        pseudocount: The count added to each distribution. Of several, the one that suits the
+            validation data best is chosen at the end, the first being used until then.
+        patience: The number of epochs without improvement on the validation data after which
+            the mini-batch epochs end. By default all take place.
+        seed: The seed of the order of the rows.
+    """
+
+    epochs: int = 20
+    full_epochs: int = 1
+    batch_size: int = 1000
+    first_step: float = 0.9
+    last_step: float = 0.05
+    pseudocount: float | tuple[float, ...] = 0.1
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.full_epochs < 0 or self.batch_size < 1:
+            raise ValueError(f"expected no negative epochs and a batch size of 1 or more, got {self}")
+        if not (0 < self.last_step <= 1 and 0 < self.first_step <= 1):
+            raise ValueError(f"expected steps in (0, 1], got {self.first_step}, {self.last_step}")
+        if not self.pseudocounts or min(self.pseudocounts) < 0:
+            raise ValueError(f"expected pseudocounts of 0 or more, got {self.pseudocount}")
+
+    @property
+    def pseudocounts(self) -> tuple[float, ...]:
+        r"""The candidates for the pseudocount."""
+        single = isinstance(self.pseudocount, (int, float))
+        return (float(self.pseudocount),) if single else tuple(self.pseudocount)  # type: ignore
+
+    def step(self, epoch: int, part: float) -> float:
+        r"""Returns the step size after a part, from 0 to 1, of an epoch."""
+        if epoch >= self.epochs:
+            return 1.0
+        progress = (epoch + part) / self.epochs
+        return self.first_step * (self.last_step / self.first_step) ** progress
+
+
+@dataclass(frozen=True)
+class FitResult:
+    r"""Is the outcome of a fit.
+
+    Arguments:
+        history: For each epoch, bits per dimension on the training data, measured while they
+            changed, and on the validation data, which are NaN without any.
+        pseudocount: The pseudocount that was chosen.
+        best: The validation bits per dimension of the parameters that were kept.
+    """
+
+    history: list[tuple[float, float]]
+    pseudocount: float
+    best: float
+
+
+def fit(
+    circuit: TreeCircuit,
+    data: np.ndarray | Tensor,
+    settings: EMSettings | None = None,
+    *,
+    observed: np.ndarray | Tensor | None = None,
+    weights: np.ndarray | Tensor | None = None,
+    validation: np.ndarray | Tensor | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> FitResult:
+    r"""Fits a circuit to data by expectation maximisation, starting from its parameters.
+
+    Circuits with discrete inputs take a compiled loop in float32, others PyTorch. With
+    validation data the best parameters seen are kept.
+
+    A checkpoint is written after each epoch and read if it exists: a fit that was interrupted
+    continues and ends with the very parameters of one that was not, on the same number of
+    threads.
+
+    Arguments:
+        circuit: The circuit, changed in place.
+        data: The data, with shape :math:`(N, D)` or the circuit's shape after :math:`N`.
+            NaN is missing.
+        settings: The schedule, the pseudocount and the seed.
+        observed: Which values are observed, with the shape of the data.
+        weights: The weight of each row, with shape :math:`(N,)`.
+        validation: Data to choose by, as `data`.
+        checkpoint: The file to write after each epoch and to resume from.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If data do not fit the circuit, or have probability zero under it.
+    """
+    settings = settings or EMSettings()
+    rows = Rows.prepare(circuit, data, observed, weights)
+    held_out = None if validation is None else Rows.prepare(circuit, validation, None, None)
+    learner = Learner(circuit, rows, held_out, settings)
+    if checkpoint is not None and Path(checkpoint).exists():
+        learner.load(checkpoint)
+
+    total = settings.epochs + settings.full_epochs
+    with tqdm(total=total, initial=len(learner.history), desc="EM", disable=not progress) as bar:
+        while len(learner.history) < total and not learner.tired():
+            train, valid = learner.epoch(bar)
+            bar.set_postfix(bpd=f"{train:.4f}", valid=f"{valid:.4f}")
+            bar.update()
+            if checkpoint is not None:
+                learner.save(checkpoint)
+    return learner.finish()
+
+
+class Rows:
+    r"""Holds prepared data: values, which are observed, and weights.
+
+    Arguments:
+        x: The values, with shape :math:`(N, D)`.
+        seen: Which values are observed, with shape :math:`(N, D)`, or None if all are.
+        weights: The weights, with shape :math:`(N,)`.
+    """
+
+    def __init__(self, x: Tensor, seen: Tensor | None, weights: Tensor) -> None:
+        self.x, self.seen, self.weights = x, seen, weights
+        self.total = float(weights.double().sum())
+
+    @classmethod
+    def prepare(
+        cls,
+        circuit: TreeCircuit,
+        data: np.ndarray | Tensor,
+        observed: np.ndarray | Tensor | None,
+        weights: np.ndarray | Tensor | None,
+    ) -> "Rows":
+        r"""Checks and flattens data."""
+        observed = None if observed is None else torch.as_tensor(observed)
+        x, seen, batch = circuit.prepare(torch.as_tensor(data), observed)
+        if len(batch) != 1 or batch[0] == 0:
+            raise ValueError(f"expected data with one batch dimension (N, …), got {tuple(batch)}")
+        w = torch.ones(len(x)) if weights is None else torch.as_tensor(weights).float()
+        if w.shape != (len(x),) or not bool((w >= 0).all()) or float(w.sum()) == 0:
+            raise ValueError(
+                f"expected {len(x)} non-negative weights, not all zero, got {tuple(w.shape)}"
+            )
+        if isinstance(circuit.inputs, Discrete):
+            small = circuit.inputs.values <= 2**15
+            x = x.to(torch.int16 if small else torch.int32).masked_fill(~seen, -1)
+            return cls(x, None, w)
+        return cls(x.to(circuit.root_logits.dtype), seen, w)
+
+    def take(self, index: np.ndarray | slice) -> "Rows":
+        r"""Takes some of the rows."""
+        seen = None if self.seen is None else self.seen[index]
+        return Rows(self.x[index], seen, self.weights[index])
+
+    def observed(self) -> float:
+        r"""Counts the observed values, by weight."""
+        seen = self.x >= 0 if self.seen is None else self.seen
+        return float((seen.sum(1) * self.weights.double()).sum())
+
+
+class Learner:
+    r"""Is a fit under way: parameters, running statistics and history.
+
+    Arguments:
+        circuit: The circuit.
+        rows: The training data.
+        held_out: The validation data.
+        settings: The settings.
+    """
+
+    def __init__(
+        self, circuit: TreeCircuit, rows: Rows, held_out: Rows | None, settings: EMSettings
+    ) -> None:
+        self.circuit, self.rows, self.held_out, self.settings = circuit, rows, held_out, settings
+        self.workers = torch.get_num_threads()
+        self.discrete = isinstance(circuit.inputs, Discrete)
+        self.tables: Tables | None = circuit.tables() if self.discrete else None
+        self.statistics: Counts | None = None
+        self.history: list[tuple[float, float]] = []
+        self.best = math.inf
+        self.kept: dict[str, Tensor] | None = None
+
+    # ------------------------------------------------------------------------------------------
+
+    def batches(self, epoch: int) -> Iterator[tuple[Rows, float]]:
+        r"""Yields the batches of an epoch, each with its step size."""
+        N, size = len(self.rows.x), self.settings.batch_size
+        if epoch >= self.settings.epochs or N <= size:
+            yield self.rows, self.settings.step(epoch, 0.5) if self.statistics else 1.0
+            return
+        order = np.random.default_rng((self.settings.seed, epoch)).permutation(N)
+        count = N // size  # the rows that are left over join the last batch
+        for b in range(count):
+            rows = order[b * size : (b + 1) * size if b + 1 < count else N]
+            first = self.statistics is None
+            yield self.rows.take(rows), 1.0 if first else self.settings.step(epoch, b / count)
+
+    def epoch(self, bar: tqdm) -> tuple[float, float]:
+        r"""Takes one epoch and returns bits per dimension in training and validation."""
+        epoch = len(self.history)
+        log_prob = 0.0
+        for batch, step in self.batches(epoch):
+            counts = self.counts(batch)
+            log_prob += _total(counts, batch, bar)
+            factor = step * self.rows.total / max(batch.total, 1e-30)
+            self.statistics = blend(self.statistics, counts, 1.0 - step, factor)
+            self.maximise(self.settings.pseudocounts[0])
+        train = -log_prob / (self.rows.observed() * math.log(2))
+        valid = self.validate()
+        self.history.append((train, valid))
+        if valid < self.best:
+            self.best = valid
+            self.keep()
+        return train, valid
+
+    def counts(self, rows: Rows) -> Counts:
+        r"""Takes the E-step."""
+        if self.tables is not None:
+            x, w = rows.x.numpy(), rows.weights.numpy()
+            return expected_counts(self.circuit.tree, self.tables, x, w, workers=self.workers)
+        assert rows.seen is not None
+        return expected_counts_torch(self.circuit, rows.x, rows.seen, rows.weights)
+
+    def maximise(self, pseudocount: float) -> None:
+        r"""Takes the M-step."""
+        assert self.statistics is not None
+        self.tables = maximise(self.circuit, self.statistics, self.tables, pseudocount)
+
+    def validate(self) -> float:
+        r"""Measures bits per dimension on the validation data."""
+        if self.held_out is None:
+            return math.nan
+        if self.tables is not None:
+            x, w = self.held_out.x.numpy(), self.held_out.weights.numpy()
+            log_prob = expected_counts(
+                self.circuit.tree, self.tables, x, w, workers=self.workers, counting=False
+            ).log_prob
+        else:
+            assert self.held_out.seen is not None
+            with torch.no_grad():
+                log_prob = self.circuit.log_prob_torch(self.held_out.x, self.held_out.seen)
+            log_prob = log_prob.double().numpy()
+        bits = -float((log_prob * self.held_out.weights.numpy()).sum()) / math.log(2)
+        return bits / self.held_out.observed()
+
+    def tired(self) -> bool:
+        r"""Tells whether validation has not improved for as long as one is patient."""
+        patience = self.settings.patience
+        if patience is None or len(self.history) >= self.settings.epochs:
+            return False
+        best = int(np.argmin([valid for _, valid in self.history] or [0.0]))
+        return len(self.history) - 1 - best >= patience
+
+    # ------------------------------------------------------------------------------------------
+
+    def write_back(self) -> None:
+        r"""Moves the tables into the circuit's parameters."""
+        if self.tables is None:
+            return
+        circuit = self.circuit
+        with torch.no_grad():
+            circuit.root_logits.copy_(torch.from_numpy(self.tables.root).log())
+            circuit.sum_logits.copy_(torch.from_numpy(self.tables.sums).log())
+            if isinstance(circuit.inputs, Categorical):
+                circuit.inputs.logits.copy_(torch.from_numpy(self.tables.inputs).log())
+
+    def keep(self) -> None:
+        r"""Remembers the parameters of now."""
+        self.write_back()
+        self.kept = {k: v.detach().clone() for k, v in self.circuit.state_dict().items()}
+
+    def finish(self) -> FitResult:
+        r"""Chooses the pseudocount, restores the best parameters and sums up."""
+        chosen = self.settings.pseudocounts[0]
+        if self.held_out is not None and self.statistics is not None:
+            for candidate in self.settings.pseudocounts[1:]:
+                self.maximise(candidate)
+                valid = self.validate()
+                if valid < self.best:
+                    self.best, chosen = valid, candidate
+                    self.keep()
+        self.write_back()
+        if self.kept is not None:
+            self.circuit.load_state_dict(self.kept)
+        return FitResult(self.history, chosen, self.best if self.held_out else math.nan)
+
+    def save(self, path: str | Path) -> None:
+        r"""Writes the state of the fit to a file."""
+        self.write_back()
+        assert self.statistics is not None
+        arrays = {f"statistics.{k}": v for k, v in self.statistics._asdict().items()}
+        arrays.pop("statistics.log_prob")
+        if self.tables is not None:
+            arrays |= {f"tables.{k}": v for k, v in self.tables._asdict().items()}
+        else:
+            state = self.circuit.state_dict()
+            arrays |= {f"circuit.{k}": v.numpy() for k, v in state.items()}
+        if self.kept is not None:
+            arrays |= {f"kept.{k}": v.numpy() for k, v in self.kept.items()}
+        facts = {"history": self.history, "best": self.best, "workers": self.workers}
+        checkpoints.write(path, arrays, facts | {"run": self.fingerprint()})
+
+    def load(self, path: str | Path) -> None:
+        r"""Reads the state of a fit from a file."""
+        arrays, facts = checkpoints.read(path)
+        if facts.get("run") != self.fingerprint():
+            raise ValueError(
+                f"expected a checkpoint of this fit in {path}, got one with other settings, data "
+                "or circuit; remove it to start anew"
+            )
+        parts = {name: checkpoints.part(arrays, name) for name in ("statistics", "tables")}
+        self.statistics = Counts(**parts["statistics"], log_prob=np.zeros(0))
+        if self.tables is not None:
+            self.tables = Tables(**parts["tables"])
+        else:
+            state = checkpoints.part(arrays, "circuit")
+            self.circuit.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+        kept = checkpoints.part(arrays, "kept")
+        self.kept = {k: torch.from_numpy(v) for k, v in kept.items()} if kept else None
+        self.history = [(train, valid) for train, valid in facts["history"]]
+        self.best, self.workers = facts["best"], facts["workers"]
+
+    def fingerprint(self) -> dict[str, object]:
+        r"""Describes the fit, so that a checkpoint of another one is not taken for its own."""
+        tree, settings = self.circuit.tree, self.settings
+        return {
+            "settings": repr(settings),
+            "tree": checkpoints.digest(tree.parent, tree.region, tree.sum_group, tree.input_group),
+            "data": checkpoints.digest(self.rows.x.numpy(), self.rows.weights.numpy()),
+            "inputs": f"{type(self.circuit.inputs).__name__} {self.circuit.units}",
+        }
+
+
+def expected_counts_torch(
+    circuit: TreeCircuit, x: Tensor, seen: Tensor, weights: Tensor
+) -> Counts:
+    r"""Computes expected counts as the gradient of the log-likelihood.
+
+    This defines what the compiled loop computes, and serves circuits it cannot.
+
+    Arguments:
+        circuit: The circuit.
+        x: The values, with shape :math:`(N, D)`.
+        seen: Which values are observed, with shape :math:`(N, D)`.
+        weights: The weight of each row, with shape :math:`(N,)`.
+    """
+    local = circuit.local(x, seen).detach().requires_grad_()
+    log_root = circuit.log_root().detach().requires_grad_()
+    log_sums = circuit.log_sums().detach().requires_grad_()
+    beta, _ = circuit.upward(local, log_sums)
+    log_prob = torch.logsumexp(beta[0] + log_root, dim=-1)
+
+    possible = ~log_prob.isneginf()
+    total = (log_prob[possible] * weights.to(log_prob)[possible]).sum()
+    root, sums, posterior = torch.autograd.grad(total, [log_root, log_sums, local])
+    group = torch.from_numpy(circuit.tree.input_group.copy()).to(x.device)
+    inputs = circuit.inputs.statistics(x, group, posterior * seen[..., None])
+    parts = (root, sums, inputs, log_prob.detach())
+    return Counts(*(part.cpu().numpy() for part in parts))
+
+
+def _total(counts: Counts, rows: Rows, bar: tqdm) -> float:
+    r"""Sums the log-likelihood of a batch, all of which must be possible."""
+    if not np.isfinite(counts.log_prob).all():
+        row = int(np.flatnonzero(~np.isfinite(counts.log_prob))[0])
+        bar.close()
+        raise ValueError(
+            f"expected data of positive probability, got row {row} of a batch with probability "
+            "zero; start from other parameters or use a pseudocount"
+        )
+    return float((counts.log_prob * rows.weights.numpy()).sum())

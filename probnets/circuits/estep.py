@@ -1,0 +1,241 @@
+r"""Expected counts of a circuit, the E-step of EM, as a compiled loop.
+
+The loop takes blocks of rows through the tree, up with likelihoods and down with posteriors. A
+block meets each sum matrix as three small matrix products, whose operands stay in cache.
+"""
+
+__all__ = ["Counts", "Tables", "expected_counts"]
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numba.extending import overload
+
+from probnets.backend.rows import add_products, fill, load, peek, row_max, row_sum, store, width
+
+from .structure import Tree
+
+BLOCK = 64  # rows that go through the tree together
+EVERY = 4  # factors of a region after which its rows are rescaled, lest they underflow
+
+
+class Tables(NamedTuple):
+    r"""The probabilities of a discrete circuit, as float32 arrays.
+
+    Arguments:
+        root: The distribution of the root's unit, with shape :math:`(K,)`.
+        sums: The sum matrices, rows summing to one, with shape :math:`(G, K, K)`.
+        inputs: The input distributions, with shape :math:`(H, X, K)`.
+    """
+
+    root: np.ndarray
+    sums: np.ndarray
+    inputs: np.ndarray
+
+
+class Counts(NamedTuple):
+    r"""How often each parameter is expected to have been used, in the layout of the tables.
+
+    Arguments:
+        root: The counts of the root's units, with shape :math:`(K,)`.
+        sums: The counts of the edges, with shape :math:`(G, K, K)`.
+        inputs: The counts of the inputs, with shape :math:`(H, X, K)`.
+        log_prob: The log-likelihood of each row, with shape :math:`(N,)`.
+    """
+
+    root: np.ndarray
+    sums: np.ndarray
+    inputs: np.ndarray
+    log_prob: np.ndarray
+
+
+def expected_counts(
+    tree: Tree,
+    tables: Tables,
+    x: np.ndarray,
+    weights: np.ndarray,
+    *,
+    workers: int,
+    counting: bool = True,
+) -> Counts:
+    r"""Computes the expected counts of the parameters given data.
+
+    The counts are the gradient of the weighted log-likelihood with respect to the log of the
+    parameters. Rows are divided among the workers in a fixed way, so that a result depends on
+    the number of workers but not on their timing. Rows of probability zero count nothing.
+
+    Arguments:
+        tree: The tree with :math:`D` variables.
+        tables: The probabilities of the circuit.
+        x: The data, with shape :math:`(N, D)`, as int16 below :math:`X`. A negative number is
+            a missing value.
+        weights: The weight of each row, with shape :math:`(N,)`.
+        workers: The number of threads.
+        counting: Whether to go down the tree too. Without, there is a likelihood and no count.
+    """
+    N = len(x)
+    units = tables.root.size
+    variables, start = tree.by_region
+    kernel = _compiled(units)
+    transposed = np.ascontiguousarray(tables.sums.transpose(0, 2, 1))
+    log_prob = np.empty(N)
+    bounds = [BLOCK * (-(-N // BLOCK) * w // workers) for w in range(workers)] + [N]
+
+    def job(w: int) -> Counts:
+        shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables]
+        counts = Counts(*(np.zeros(shape, np.float32) for shape in shapes), log_prob)
+        kernel(
+            x[bounds[w] : bounds[w + 1]],
+            weights[bounds[w] : bounds[w + 1]],
+            *(tree.parent, tree.sum_group, variables, start, tree.input_group),
+            *(tables.root, tables.sums.ravel(), transposed.ravel()),
+            *(tables.inputs.ravel(), tables.inputs.shape[1]),
+            *(counts.root, counts.sums.ravel(), counts.inputs.ravel()),
+            log_prob[bounds[w] : bounds[w + 1]],
+            counting,
+        )
+        return counts
+
+    with ThreadPoolExecutor(workers) as pool:
+        first, *others = pool.map(job, range(workers))
+    for other in others:
+        for total, part in zip(first[:3], other[:3], strict=True):
+            total += part
+    if counting:
+        first.sums[:] *= tables.sums  # the loop counts edges before their own weight
+    return first
+
+
+def _rescale(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN202
+    r"""Makes the largest number of each row one, in a compiled loop.
+
+    The product of the factors waits in `scale` for a logarithm until it might underflow.
+    """
+    raise NotImplementedError
+
+
+@overload(_rescale, prefer_literal=True)
+def _rescale_rows(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN202
+    K, W = K.literal_value, W.literal_value
+
+    def loop(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN202
+        for b in range(B):
+            row = o + b * K
+            top = np.float32(0.0)
+            for k in range(0, K, W):
+                top = max(top, row_max(load(beta, row + k, W)))
+            if top != np.float32(1.0):
+                scale[b] *= top
+                factor = fill(np.float32(1.0) / max(top, np.float32(1e-37)), W)
+                for k in range(0, K, W):
+                    store(beta, row + k, load(beta, row + k, W) * factor)
+                if scale[b] < 1e-250 and b < rows:
+                    log_prob[n + b] += math.log(scale[b]) if scale[b] > 0.0 else -np.inf
+                    scale[b] = 1.0
+
+    return loop
+
+
+@cache
+def _compiled(units: int) -> Callable[..., None]:
+    import numba
+
+    K, W, B = units, width(units, itemsize=4), BLOCK
+
+    @numba.njit(cache=True, nogil=True)
+    def kernel(  # noqa: ANN202
+        x, weights, parent, group, variables, start, input_group, root, sums, transposed,
+        inputs, X, root_counts, sum_counts, input_counts, log_prob, counting,
+    ):  # fmt: skip  # noqa: ANN001
+        N, D = x.shape
+        R = parent.size
+        beta = np.empty(R * B * K, dtype=np.float32)
+        message = np.empty(R * B * K, dtype=np.float32)
+        below = np.empty(B * K, dtype=np.float32)
+        values = np.empty((D, B), dtype=np.int64)
+        scale = np.empty(B, dtype=np.float64)
+        factors = np.empty(R, dtype=np.int64)
+        tiny = np.float32(1e-37)
+
+        for n in range(0, N, B):
+            rows = min(B, N - n)
+            for b in range(B):  # rows past the end have no values and no weight
+                scale[b] = 1.0
+                for v in range(D):
+                    values[v, b] = x[n + b, v] if b < rows else -1
+                if b < rows:
+                    log_prob[n + b] = 0.0
+
+            beta[:] = 1.0
+            factors[:] = 0
+            for r in range(R - 1, -1, -1):
+                for m in range(start[r], start[r + 1]):
+                    v = variables[m]
+                    for b in range(B):
+                        if values[v, b] >= 0:
+                            e = (input_group[v] * X + values[v, b]) * K
+                            o = (r * B + b) * K
+                            for k in range(0, K, W):
+                                store(beta, o + k, load(beta, o + k, W) * load(inputs, e + k, W))
+                    factors[r] += 1
+                    if factors[r] % EVERY == 0:
+                        _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
+
+                _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
+                if r > 0:
+                    o, p = r * B * K, parent[r] * B * K
+                    message[o : o + B * K] = 0.0
+                    add_products(message, o, beta, o, K, 1, transposed, group[r] * K * K, B, K, K, W)
+                    for k in range(0, B * K, W):
+                        store(beta, p + k, load(beta, p + k, W) * load(message, o + k, W))
+                    factors[parent[r]] += 1
+                    if factors[parent[r]] % EVERY == 0:
+                        _rescale(beta, p, scale, log_prob, n, rows, B, K, W)
+
+            for b in range(B):
+                o = b * K
+                total = np.float32(0.0)
+                for k in range(0, K, W):
+                    row = load(beta, o + k, W) * load(root, k, W)
+                    store(beta, o + k, row)
+                    total += row_sum(row)
+                weight = np.float32(0.0)
+                if b < rows:
+                    last = scale[b] * total
+                    log_prob[n + b] += math.log(last) if last > 0.0 else -np.inf
+                    if log_prob[n + b] > -np.inf:
+                        weight = np.float32(weights[n + b])
+                for k in range(0, K, W):
+                    row = load(beta, o + k, W) * fill(weight / max(total, tiny), W)
+                    store(beta, o + k, row)
+                    store(root_counts, k, load(root_counts, k, W) + row)
+
+            if not counting:
+                continue
+            for r in range(1, R):
+                o, p, g = r * B * K, parent[r] * B * K, group[r] * K * K
+                for k in range(0, B * K, W):
+                    ratio = load(beta, p + k, W) / (load(message, o + k, W) + fill(tiny, W))
+                    store(message, o + k, ratio)
+                below[:] = 0.0
+                add_products(below, 0, message, o, K, 1, sums, g, B, K, K, W)
+                add_products(sum_counts, g, message, o, 1, K, beta, o, K, B, K, W)
+                for k in range(0, B * K, W):
+                    store(beta, o + k, load(beta, o + k, W) * load(below, k, W))
+
+            for r in range(R):
+                for m in range(start[r], start[r + 1]):
+                    v = variables[m]
+                    for b in range(rows):
+                        if values[v, b] >= 0:
+                            e = (input_group[v] * X + values[v, b]) * K
+                            o = (r * B + b) * K
+                            for k in range(0, K, W):
+                                row = load(input_counts, e + k, W) + load(beta, o + k, W)
+                                store(input_counts, e + k, row)
+
+    return kernel
