@@ -11,6 +11,7 @@ one rounding; code that must give the same bits everywhere keeps such sums exact
 
 __all__ = [
     "add_products",
+    "clear",
     "fill",
     "floor",
     "load",
@@ -27,7 +28,8 @@ import operator
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
 
 def width(units: int, *, itemsize: int) -> int:
@@ -140,47 +142,25 @@ def fill(typing, value, width):  # noqa: ANN001, ANN201, ARG001
     return row(value, width), codegen
 
 
-def _binary(name: str):  # noqa: ANN202
-    @intrinsic
-    def operation(typing, x, y):  # noqa: ANN001, ANN202, ARG001
-        def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
-            return getattr(builder, name)(*arguments, flags=["contract"])
+def _operator(function, name: str) -> None:  # noqa: ANN001
+    r"""Teaches Numba an arithmetic operator for rows of one type."""
 
-        return x(x, y), codegen
+    @infer_global(function)
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):  # noqa: ANN001, ANN202, ARG002
+            if len(args) == 2 and isinstance(args[0], RowType) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
 
-    return operation
-
-
-_add, _subtract = _binary("fadd"), _binary("fsub")
-_multiply, _divide = _binary("fmul"), _binary("fdiv")
-
-
-@overload(operator.add, inline="always")
-def _add_rows(x, y):  # noqa: ANN001, ANN202
-    if isinstance(x, RowType) and x == y:
-        return lambda x, y: _add(x, y)
-    return None
+    @lower_builtin(function, RowType, RowType)
+    def lower(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+        return getattr(builder, name)(*arguments, flags=["contract"])
 
 
-@overload(operator.sub, inline="always")
-def _subtract_rows(x, y):  # noqa: ANN001, ANN202
-    if isinstance(x, RowType) and x == y:
-        return lambda x, y: _subtract(x, y)
-    return None
-
-
-@overload(operator.mul, inline="always")
-def _multiply_rows(x, y):  # noqa: ANN001, ANN202
-    if isinstance(x, RowType) and x == y:
-        return lambda x, y: _multiply(x, y)
-    return None
-
-
-@overload(operator.truediv, inline="always")
-def _divide_rows(x, y):  # noqa: ANN001, ANN202
-    if isinstance(x, RowType) and x == y:
-        return lambda x, y: _divide(x, y)
-    return None
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
 
 
 def _library(row: RowType, name: str, builder, returns, takes):  # noqa: ANN001, ANN202
@@ -283,5 +263,21 @@ def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: ANN001, ANN202
                 store(C, o + K, c1)
                 store(C, o + 2 * K, c2)
                 store(C, o + 3 * K, c3)
+
+    return loop
+
+
+def clear(target, o, count, W):  # noqa: ANN001, ANN201
+    r"""Sets `count` numbers from index `o` to zero, a multiple of `W`, in a compiled loop."""
+    raise NotImplementedError("clear works in functions that Numba compiles")
+
+
+@overload(clear, prefer_literal=True)
+def _clear(target, o, count, W):  # noqa: ANN001, ANN202
+    W, zero = W.literal_value, 0.0 if target.dtype == types.float64 else np.float32(0.0)
+
+    def loop(target, o, count, W):  # noqa: ANN001, ANN202
+        for k in range(o, o + count, W):
+            store(target, k, fill(zero, W))
 
     return loop

@@ -9,13 +9,13 @@ from .chowliu import mutual_information as mutual_information
 from .circuit import TreeCircuit as TreeCircuit
 from .exact import enumerate_joint as enumerate_joint
 from .exact import enumerate_values as enumerate_values
-from .inputs import Bernoulli as Bernoulli
-from .inputs import Binomial as Binomial
 from .inputs import Categorical as Categorical
 from .inputs import Discrete as Discrete
-from .inputs import DiscretisedLogistic as DiscretisedLogistic
 from .inputs import Gaussian as Gaussian
 from .inputs import Input as Input
+from .ordinal import Bernoulli as Bernoulli
+from .ordinal import Binomial as Binomial
+from .ordinal import DiscretisedLogistic as DiscretisedLogistic
 from .queries import MostProbable as MostProbable
 from .queries import conditional_log_prob as conditional_log_prob
 from .queries import conditional_sample as conditional_sample

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import overload
 
-from probnets.backend.rows import add_products, fill, load, peek, row_max, row_sum, store, width
+from probnets.backend.rows import add_products, clear, fill, load, peek, row_max, row_sum, store, width
 
 from .structure import Tree
 
@@ -188,7 +188,7 @@ def _compiled(units: int) -> Callable[..., None]:
                 _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
                 if r > 0:
                     o, p = r * B * K, parent[r] * B * K
-                    message[o : o + B * K] = 0.0
+                    clear(message, o, B * K, W)
                     add_products(message, o, beta, o, K, 1, transposed, group[r] * K * K, B, K, K, W)
                     for k in range(0, B * K, W):
                         store(beta, p + k, load(beta, p + k, W) * load(message, o + k, W))
@@ -221,7 +221,7 @@ def _compiled(units: int) -> Callable[..., None]:
                 for k in range(0, B * K, W):
                     ratio = load(beta, p + k, W) / (load(message, o + k, W) + fill(tiny, W))
                     store(message, o + k, ratio)
-                below[:] = 0.0
+                clear(below, 0, B * K, W)
                 add_products(below, 0, message, o, K, 1, sums, g, B, K, K, W)
                 add_products(sum_counts, g, message, o, 1, K, beta, o, K, B, K, W)
                 for k in range(0, B * K, W):

@@ -1,1 +1,14 @@
-r"""Placeholder."""
+r"""Lossless coding of images with circuits, exact on every machine."""
+
+from .codec import decode_rows as decode_rows
+from .codec import encode_rows as encode_rows
+from .compression import compress as compress
+from .compression import compress_batch as compress_batch
+from .compression import decompress as decompress
+from .compression import decompress_batch as decompress_batch
+from .errors import StreamError as StreamError
+from .models import ImageModel as ImageModel
+from .models import pretrained as pretrained
+from .tables import CodeTables as CodeTables
+from .training import train_tiles as train_tiles
+from .training import train_whole as train_whole

@@ -1,6 +1,6 @@
 r"""Coding many rows of values with a circuit: to streams and back."""
 
-__all__ = ["GROUP", "decode_rows", "encode_rows"]
+__all__ = ["GROUP", "check_rows", "decode_rows", "encode_rows"]
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +49,7 @@ def encode_rows(
     Raises:
         ValueError: If the values do not fit the tables.
     """
-    x = _rows(tables, x)
+    x = check_rows(tables, x)
     schedule = Schedule.depth_first(tables.tree, present)
     group = GROUP if chained else 1
     capacity = stream_capacity(len(schedule.operations) * group)
@@ -123,7 +123,8 @@ def decode_rows(
     return x
 
 
-def _rows(tables: CodeTables, x: np.ndarray) -> np.ndarray:
+def check_rows(tables: CodeTables, x: np.ndarray) -> np.ndarray:
+    r"""Checks that rows of values fit the tables, and returns them in the loops' dtype."""
     if x.ndim != 2 or x.shape[1] != tables.tree.variables or x.dtype.kind not in "iu":
         raise ValueError(
             f"expected integers with shape (N, {tables.tree.variables}), "

@@ -15,6 +15,7 @@ from numba.extending import overload
 
 from probnets.backend.rows import (
     add_products,
+    clear,
     fill,
     floor,
     load,
@@ -102,11 +103,11 @@ def _pass_rows(operation, prior, below, scratch, belief, root, down, up, rows, b
             _normalise(prior, here, scratch, 0, rows, bits, K, W)
         elif kind == ENTER:
             _belief(belief, prior, below, scratch, above, ignorant, rows, bits, K, W)
-            scratch[: rows * K] = 0.0
+            clear(scratch, 0, rows * K, W)
             add_products(scratch, 0, belief, 0, K, 1, down, group, rows, K, K, W)
             _normalise(prior, here, scratch, 0, rows, bits, K, W)
         else:
-            scratch[: rows * K] = 0.0
+            clear(scratch, 0, rows * K, W)
             add_products(scratch, 0, below, here, K, 1, up, group, rows, K, K, W)
             if ignorant:
                 _normalise(below, above, scratch, 0, rows, bits, K, W)
@@ -129,7 +130,8 @@ def _belief_rows(belief, prior, below, scratch, here, ignorant, rows, bits, K, W
 
     def loop(belief, prior, below, scratch, here, ignorant, rows, bits, K, W):  # noqa: ANN001, ANN202
         if ignorant:
-            belief[: rows * K] = prior[here : here + rows * K]
+            for k in range(0, rows * K, W):
+                store(belief, k, load(prior, here + k, W))
         else:
             _multiply(scratch, prior, here, below, here, rows, K, W)
             _normalise(belief, 0, scratch, 0, rows, bits, K, W)
@@ -239,12 +241,14 @@ def compiled_encode(units: int) -> Callable[..., None]:
             if single:
                 for b in range(used):
                     length = finish_one(states, out, b)
-                    data[written : written + length] = out[b, :length]
+                    for i in range(length):
+                        data[written + i] = out[b, i]
                     written += length
                     ends[n + b] = written
             elif (n + B) % group == 0 or n + B >= len(x):
                 length = finish_one(states, out, 0)
-                data[written : written + length] = out[0, :length]
+                for i in range(length):
+                    data[written + i] = out[0, i]
                 written += length
                 ends[n // group] = written
 

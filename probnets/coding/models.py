@@ -1,0 +1,162 @@
+r"""Models of images: integer tables with a shape, in a file."""
+
+__all__ = ["ImageModel", "as_model", "pretrained"]
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from probnets.circuits import Tree, TreeCircuit
+from probnets.circuits.checkpoints import read, write
+
+from .tables import CodeTables
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ImageModel:
+    r"""Creates a model of images from the integer tables of a circuit.
+
+    A model of *whole* images codes the pixels of images of its very shape. A model of *tiles*
+    codes images of any size and kind: their colours are rotated (YCoCg-R), their pixels
+    predicted from neighbours (MED), and the residuals cut into tiles of the model's shape.
+    Tiles at the border, and single planes such as grey, alpha or a mask, are coded by the same
+    circuit with all else summed out.
+
+    Arguments:
+        tables: The integer tables of the circuit.
+        shape: The shape of an image, or of a tile :math:`(h, w, 3)`.
+        kind: What the circuit models.
+    """
+
+    tables: CodeTables
+    shape: tuple[int, ...]
+    kind: Literal["whole", "tiles"] = "whole"
+
+    def __post_init__(self) -> None:
+        D = self.tables.tree.variables
+        if int(np.prod(self.shape)) != D or min(self.shape, default=0) < 1:
+            raise ValueError(f"expected a shape of {D} elements, got {self.shape}")
+        if self.kind == "tiles" and not (
+            len(self.shape) == 3 and self.shape[2] == 3 and self.tables.values == 512
+        ):
+            raise ValueError(
+                "expected tiles with shape (h, w, 3) and 512 values, "
+                f"got {self.shape} and {self.tables.values}"
+            )
+        if self.kind not in ("whole", "tiles"):
+            raise ValueError(f"expected the kind 'whole' or 'tiles', got {self.kind!r}")
+
+    @classmethod
+    def from_circuit(
+        cls, circuit: TreeCircuit, *, kind: Literal["whole", "tiles"] = "whole"
+    ) -> "ImageModel":
+        r"""Rounds a circuit to integers.
+
+        Arguments:
+            circuit: The circuit, whose shape is that of an image or of a tile.
+            kind: What the circuit models.
+        """
+        return cls(CodeTables.from_circuit(circuit), tuple(circuit.shape), kind)
+
+    @property
+    def digest(self) -> bytes:
+        r"""The first bytes of a hash of all tables, by which streams name their model."""
+        return self.tables.digest[:4]
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageModel({self.digest.hex()}, kind={self.kind!r}, shape={self.shape}, "
+            f"units={self.tables.units}, values={self.tables.values})"
+        )
+
+    def save(self, path: str | Path) -> None:
+        r"""Writes the model to a safetensors file, whole or not at all.
+
+        The file holds the integers that code, so that the model is the same on every machine.
+
+        Arguments:
+            path: The file.
+        """
+        tree, tables = self.tables.tree, self.tables
+        arrays = {
+            "parent": tree.parent,
+            "region": tree.region,
+            "sum_group": tree.sum_group,
+            "input_group": tree.input_group,
+            "root": tables.root,
+            "sums": tables.sums,
+            "cumulative": tables.cumulative,
+        }
+        arrays = {name: array.astype(np.int32) for name, array in arrays.items()}
+        facts = {"format": FORMAT, "what": "image model", "shape": self.shape, "kind": self.kind}
+        write(path, arrays, facts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ImageModel":
+        r"""Reads a model from a file.
+
+        Arguments:
+            path: The file.
+
+        Raises:
+            FileNotFoundError: If there is no file.
+            ValueError: If it is not the file of a model.
+        """
+        arrays, facts = read(path)
+        if facts.get("what") != "image model":
+            raise ValueError(f"expected an image model in {path}, got {facts.get('what')!r}")
+        if facts.get("format") != FORMAT:
+            raise ValueError(
+                f"expected a model file of format {FORMAT}, got {facts.get('format')!r}; "
+                "a newer probnets may read it"
+            )
+        try:
+            parts = ("parent", "region", "sum_group", "input_group")
+            parent, region, sums, inputs = (arrays[name].astype(np.int64) for name in parts)
+            again = Tree.from_parents(parent, region)
+            tree = Tree(parent, region, sums, inputs, np.arange(parent.size))
+            if not np.array_equal(again.parent, parent) or not np.array_equal(again.region, region):
+                raise ValueError("the tree is not in depth-first order")
+            tables = CodeTables(tree, arrays["root"], arrays["sums"], arrays["cumulative"])
+            return cls(tables, tuple(facts["shape"]), facts["kind"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"expected a sound model in {path}: {error}") from None
+
+
+def as_model(pc_model: ImageModel | TreeCircuit | str | Path | None) -> ImageModel:
+    r"""Turns what a user may give into a model: one, a circuit, a file or nothing.
+
+    Arguments:
+        pc_model: The model. A circuit models whole images. Without any, the model that ships
+            with the package.
+    """
+    if pc_model is None:
+        return pretrained()
+    if isinstance(pc_model, ImageModel):
+        return pc_model
+    if isinstance(pc_model, TreeCircuit):
+        return ImageModel.from_circuit(pc_model)
+    if isinstance(pc_model, (str, Path)):
+        return ImageModel.load(pc_model)
+    raise TypeError(
+        "expected an ImageModel, a TreeCircuit, a path or None as pc_model, "
+        f"got {type(pc_model).__name__}"
+    )
+
+
+@cache
+def pretrained() -> ImageModel:
+    r"""Loads the model of image tiles that ships with the package.
+
+    Example:
+        >>> pretrained().kind
+        'tiles'
+    """
+    with resources.as_file(resources.files("probnets") / "assets" / "tiles.safetensors") as path:
+        return ImageModel.load(path)

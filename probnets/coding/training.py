@@ -1,0 +1,139 @@
+r"""Learning models of images."""
+
+__all__ = ["tile_rows", "train_tiles", "train_whole"]
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from probnets.circuits import Categorical, TreeCircuit, hidden_chow_liu_tree, quad_tree
+from probnets.circuits.em import EMSettings, FitResult, fit
+from probnets.circuits.starts import kmeans_start, random_start
+
+from .images import ImageLike, as_array
+from .models import ImageModel
+from .tiles import cut, tile_classes
+from .transforms import forward
+
+
+def train_whole(
+    images: np.ndarray,
+    *,
+    units: int = 16,
+    settings: EMSettings | None = None,
+    checkpoint: str | Path | None = None,
+    **options: Any,
+) -> tuple[ImageModel, TreeCircuit, FitResult]:
+    r"""Learns a hidden Chow-Liu tree of small images of one shape.
+
+    A twentieth of the images, at most 5,000, is held out to choose the pseudocount and the best
+    epoch.
+
+    Arguments:
+        images: The images, with shape :math:`(N, H, W)` or :math:`(N, H, W, C)`, of dtype bool,
+            uint8 or uint16.
+        units: The number of units :math:`K`.
+        settings: The settings of expectation maximisation.
+        checkpoint: The file to resume from.
+        options: What else :func:`probnets.circuits.fit` takes.
+
+    Returns:
+        The model, the circuit it was rounded from, and how the fit went.
+    """
+    if images.ndim < 2 or len(images) < 20 or images.dtype.name not in ("bool", "uint8", "uint16"):
+        raise ValueError(
+            "expected 20 images or more with shape (N, H, W) of bool, uint8 or uint16, "
+            f"got {images.shape} of {images.dtype}"
+        )
+    settings = settings or EMSettings()
+    rows = images.reshape(len(images), -1)
+    rows = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
+    values = 2 if images.dtype == np.bool_ else 256 if images.dtype == np.uint8 else 65536
+    order = np.random.default_rng(settings.seed).permutation(len(rows))
+    held = min(len(rows) // 20, 5000)
+    train, valid = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
+
+    tree = hidden_chow_liu_tree(train)
+    circuit = TreeCircuit(tree, _categorical(tree.inputs, units, values, settings.seed),
+                          shape=images.shape[1:])  # fmt: skip
+    random_start(circuit, generator=torch.Generator().manual_seed(settings.seed))
+    result = fit(circuit, train, settings, validation=valid, checkpoint=checkpoint, **options)
+    return ImageModel.from_circuit(circuit), circuit, result
+
+
+def train_tiles(
+    images: Iterable[ImageLike],
+    *,
+    units: int = 16,
+    tile: int = 16,
+    settings: EMSettings | None = None,
+    checkpoint: str | Path | None = None,
+    **options: Any,
+) -> tuple[ImageModel, TreeCircuit, FitResult]:
+    r"""Learns a tied quad tree of tiles of residuals, for images of any size.
+
+    The images are seen in both orientations, upright and on their sides. Every twentieth tile
+    is held out to choose the pseudocount and the best epoch.
+
+    Arguments:
+        images: The images, in colour. Grey ones are left out.
+        units: The number of units :math:`K`.
+        tile: The side of a tile, in pixels.
+        settings: The settings of expectation maximisation.
+        checkpoint: The file to resume from.
+        options: What else :func:`probnets.circuits.fit` takes.
+
+    Returns:
+        The model, the circuit it was rounded from, and how the fit went.
+    """
+    settings = settings or EMSettings()
+    rows = tile_rows(images, tile)
+    tree = quad_tree(tile, tile, channels=3, tied=True)
+    inputs = _categorical(tree.inputs, units, 512, settings.seed)
+    circuit = TreeCircuit(tree, inputs, shape=(tile, tile, 3))
+    kmeans_start(circuit, rows, seed=settings.seed)
+
+    held = np.arange(len(rows)) % 20 == 19
+    result = fit(
+        circuit, rows[~held], settings, validation=rows[held], checkpoint=checkpoint, **options
+    )
+    return ImageModel.from_circuit(circuit, kind="tiles"), circuit, result
+
+
+def tile_rows(images: Iterable[ImageLike], tile: int) -> np.ndarray:
+    r"""Cuts images into complete tiles of residuals, in both orientations.
+
+    Arguments:
+        images: The images.
+        tile: The side of a tile, in pixels.
+
+    Returns:
+        The residuals, with shape :math:`(N, 3 t^2)`.
+
+    Raises:
+        ValueError: If no image in colour is as large as a tile.
+    """
+    rows = []
+    for img in images:
+        array = as_array(img)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
+            continue
+        for view in (array[..., :3], array[..., :3].transpose(1, 0, 2)):
+            symbols = forward(np.ascontiguousarray(view))
+            for cls in tile_classes(*view.shape[:2], tile=(tile, tile)):
+                if cls.mask.all():
+                    rows.append(cut(symbols, cls).reshape(cls.total, -1))
+    if not rows:
+        raise ValueError(f"expected an image in colour of {tile} x {tile} pixels or more, got none")
+    return np.concatenate(rows)
+
+
+def _categorical(groups: int, units: int, values: int, seed: int) -> Categorical:
+    inputs = Categorical(groups, units, values)
+    noise = torch.randn(inputs.logits.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        inputs.logits.copy_(0.1 * noise)
+    return inputs
