@@ -5,8 +5,8 @@ the vectors instead: a :class:`RowType` value holds `W` neighbouring numbers, `W
 of the compiled loop. They work only inside functions compiled by Numba. Indices are flat and are
 **not** checked: the Python side of a loop checks them.
 
-The operators ``+``, ``-``, ``*`` and ``/`` act number by number. A product that feeds a sum may be fused into
-one rounding; code that must give the same bits everywhere keeps such sums exact.
+The operators ``+``, ``-``, ``*`` and ``/`` act number by number. A product that feeds a sum may be
+fused into one rounding; code that must give the same bits everywhere keeps such sums exact.
 """
 
 __all__ = [
@@ -24,12 +24,16 @@ __all__ = [
 ]
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
+
+# pyright: reportMissingParameterType=false
 
 
 def width(units: int, *, itemsize: int) -> int:
@@ -66,7 +70,7 @@ class RowType(types.Type):
 class RowModel(models.PrimitiveModel):
     r"""Represents a row as an LLVM vector."""
 
-    def __init__(self, manager, kind) -> None:  # noqa: ANN001
+    def __init__(self, manager, kind) -> None:
         super().__init__(manager, kind, _vector(kind))
 
 
@@ -76,18 +80,23 @@ def _vector(kind: RowType) -> ir.VectorType:
     )
 
 
-def _pointer(context, builder, kind, array, index):  # noqa: ANN001, ANN202
+def _pointer(context, builder, kind, array, index):
     data = context.make_array(kind)(context, builder, array).data
     return builder.gep(data, [index])
 
 
-@intrinsic(prefer_literal=True)
-def load(typing, array, index, width):  # noqa: ANN001, ANN201, ARG001
+def _intrinsic(*, literal: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    r"""Makes an intrinsic, which is called without the typing context it is written with."""
+    return intrinsic(prefer_literal=literal)
+
+
+@_intrinsic(literal=True)
+def load(typing, array, index, width):
     r"""Loads the row that starts at a flat index. Integers become float64."""
     dtype = array.dtype if isinstance(array.dtype, types.Float) else types.float64
     row = RowType(dtype, width.literal_value)
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
         item = context.get_value_type(array.dtype)
         vector = ir.VectorType(item, row.width)
@@ -100,13 +109,13 @@ def load(typing, array, index, width):  # noqa: ANN001, ANN201, ARG001
     return row(array, types.intp, width), codegen
 
 
-@intrinsic
-def store(typing, array, index, row):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic()
+def store(typing, array, index, row):
     r"""Stores a row at a flat index of an array of the same type."""
     if not isinstance(row, RowType) or array.dtype != row.dtype:
         return None
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
         pointer = builder.bitcast(pointer, _vector(row).as_pointer())
         builder.store(arguments[2], pointer).align = row.dtype.bitwidth // 8
@@ -115,11 +124,11 @@ def store(typing, array, index, row):  # noqa: ANN001, ANN201, ARG001
     return types.void(array, types.intp, row), codegen
 
 
-@intrinsic
-def peek(typing, array, index):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic()
+def peek(typing, array, index):
     r"""Loads one number at a flat index."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         return builder.load(
             _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
         )
@@ -127,12 +136,12 @@ def peek(typing, array, index):  # noqa: ANN001, ANN201, ARG001
     return array.dtype(array, types.intp), codegen
 
 
-@intrinsic(prefer_literal=True)
-def fill(typing, value, width):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic(literal=True)
+def fill(typing, value, width):
     r"""Repeats one number along a row."""
     row = RowType(value, width.literal_value)
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+    def codegen(context, builder, signature, arguments):
         i32 = ir.IntType(32)
         empty = ir.Constant(_vector(row), ir.Undefined)
         first = builder.insert_element(empty, arguments[0], ir.Constant(i32, 0))
@@ -142,18 +151,18 @@ def fill(typing, value, width):  # noqa: ANN001, ANN201, ARG001
     return row(value, width), codegen
 
 
-def _operator(function, name: str) -> None:  # noqa: ANN001
+def _operator(function, name: str) -> None:
     r"""Teaches Numba an arithmetic operator for rows of one type."""
 
-    @infer_global(function)
+    @infer_global(function)  # pyright: ignore[reportOptionalCall]
     class Template(AbstractTemplate):
-        def generic(self, args, kws):  # noqa: ANN001, ANN202, ARG002
+        def generic(self, args, kws):
             if len(args) == 2 and isinstance(args[0], RowType) and args[0] == args[1]:
                 return signature(args[0], *args)
             return None
 
     @lower_builtin(function, RowType, RowType)
-    def lower(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+    def lower(context, builder, signature, arguments):
         return getattr(builder, name)(*arguments, flags=["contract"])
 
 
@@ -163,7 +172,7 @@ _operator(operator.mul, "fmul")
 _operator(operator.truediv, "fdiv")
 
 
-def _library(row: RowType, name: str, builder, returns, takes):  # noqa: ANN001, ANN202
+def _library(row: RowType, name: str, builder, returns, takes):
     suffix = f"v{row.width}f{row.dtype.bitwidth}"
     kind = ir.FunctionType(returns, takes)
     return builder.module.globals.get(f"llvm.{name}.{suffix}") or ir.Function(
@@ -171,22 +180,22 @@ def _library(row: RowType, name: str, builder, returns, takes):  # noqa: ANN001,
     )
 
 
-@intrinsic
-def floor(typing, row):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic()
+def floor(typing, row):
     r"""Rounds each number of a row down."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+    def codegen(context, builder, signature, arguments):
         vector = _vector(row)
         return builder.call(_library(row, "floor", builder, vector, [vector]), arguments)
 
     return row(row), codegen
 
 
-@intrinsic
-def row_max(typing, row):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic()
+def row_max(typing, row):
     r"""Returns the largest number of a row, none of which is nan."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+    def codegen(context, builder, signature, arguments):
         vector = _vector(row)
         function = _library(row, "vector.reduce.fmax", builder, vector.element, [vector])
         return builder.call(function, arguments, fastmath=["nnan", "nsz"])
@@ -194,11 +203,11 @@ def row_max(typing, row):  # noqa: ANN001, ANN201, ARG001
     return row.dtype(row), codegen
 
 
-@intrinsic
-def row_sum(typing, row):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic()
+def row_sum(typing, row):
     r"""Returns the sum of a row, added in any order."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+    def codegen(context, builder, signature, arguments):
         vector = _vector(row)
         item = vector.element
         function = _library(row, "vector.reduce.fadd", builder, item, [item, vector])
@@ -208,11 +217,11 @@ def row_sum(typing, row):  # noqa: ANN001, ANN201, ARG001
     return row.dtype(row), codegen
 
 
-@intrinsic
-def power_of_two(typing, x, bits):  # noqa: ANN001, ANN201, ARG001
+@_intrinsic()
+def power_of_two(typing, x, bits):
     r"""Returns the power of two that brings a positive float64 into [2^(bits - 1), 2^bits)."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+    def codegen(context, builder, signature, arguments):
         i64 = ir.IntType(64)
         shift = ir.Constant(i64, 52)
         exponent = builder.lshr(builder.bitcast(arguments[0], i64), shift)  # biased by 1023
@@ -222,8 +231,8 @@ def power_of_two(typing, x, bits):  # noqa: ANN001, ANN201, ARG001
     return types.float64(types.float64, types.int64), codegen
 
 
-def add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: ANN001, ANN201, E741
-    r"""Adds the matrix product :math:`C_{ik} \mathrel{+}= \sum_l S_{il} V_{lk}` in a compiled loop.
+def add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
+    r"""Adds a matrix product, :math:`C_{ik} \mathrel{+}= \sum_l S_{il} V_{lk}` (compiled).
 
     Arguments:
         C: The sums, flat, with rows of `K` numbers from index `c`.
@@ -243,10 +252,10 @@ def add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: ANN001, ANN201,
 
 
 @overload(add_products, prefer_literal=True)
-def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: ANN001, ANN202, E741
+def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
     K, W = K.literal_value, W.literal_value
 
-    def loop(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: ANN001, ANN202, E741
+    def loop(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
         for i in range(0, I, 4):
             for k in range(0, K, W):
                 o = c + i * K + k
@@ -267,16 +276,16 @@ def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: ANN001, ANN202
     return loop
 
 
-def clear(target, o, count, W):  # noqa: ANN001, ANN201
+def clear(target, o, count, W):
     r"""Sets `count` numbers from index `o` to zero, a multiple of `W`, in a compiled loop."""
     raise NotImplementedError("clear works in functions that Numba compiles")
 
 
 @overload(clear, prefer_literal=True)
-def _clear(target, o, count, W):  # noqa: ANN001, ANN202
+def _clear(target, o, count, W):
     W, zero = W.literal_value, 0.0 if target.dtype == types.float64 else np.float32(0.0)
 
-    def loop(target, o, count, W):  # noqa: ANN001, ANN202
+    def loop(target, o, count, W):
         for k in range(o, o + count, W):
             store(target, k, fill(zero, W))
 

@@ -68,7 +68,8 @@ def quad_tree(height: int, width: int, *, channels: int = 1, tied: bool = False)
 
 def _split_boxes(shape: tuple[int, ...], channels: int, *, tied: bool) -> Tree:
     r"""Halves a box along every side that can be, until only single cells are left."""
-    parents, keys = [-1], [((), shape)]
+    parents: list[int] = [-1]
+    keys: list[Hashable] = [((), shape)]
     cells: dict[tuple[int, ...], int] = {}
 
     boxes = [(0, (0,) * len(shape), shape)]
@@ -84,9 +85,11 @@ def _split_boxes(shape: tuple[int, ...], channels: int, *, tied: bool) -> Tree:
     order = sorted(cells)  # row-major
     regions = [cells[cell] for cell in order for _ in range(channels)]
     input_keys = [c for _ in order for c in range(channels)]
-    sum_keys: list[Hashable] | None = list(keys) if tied else None
     return Tree.from_parents(
-        parents, regions, sum_keys=sum_keys, input_keys=input_keys if tied else None
+        parents,
+        regions,
+        sum_keys=keys if tied else None,
+        input_keys=input_keys if tied else None,
     )
 
 

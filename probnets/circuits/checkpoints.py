@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str
         arrays: The arrays by name.
         facts: What JSON can hold.
     """
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     replace(path, save(whole, metadata={KEY: json.dumps(facts)}))
 
 
@@ -45,9 +45,12 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise FileNotFoundError(f"expected a file of arrays at {path}, got none")
     try:
         with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})[KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+            facts = (file.metadata() or {}).get(KEY)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts is None:
+            raise ValueError("its header has no facts")
+        return arrays, json.loads(facts)
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"expected a file that probnets wrote at {path}: {error}") from None
 
 
@@ -62,17 +65,16 @@ def replace(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(name).unlink()
+            part.unlink()
         raise
 
 
@@ -90,11 +92,11 @@ def digest(*arrays: np.ndarray) -> str:
 
     Example:
         >>> digest(np.arange(3, dtype=np.int32))[:16]
-        'c32a3d5c4a5b2e0f'
+        'ddb526d523fbac29'
     """
     state = hashlib.sha256()
     for array in arrays:
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
         state.update(f"{little.dtype.str}{little.shape}".encode())
         state.update(little.tobytes())
     return state.hexdigest()

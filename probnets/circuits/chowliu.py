@@ -6,13 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
+import torch
 from scipy.sparse import csgraph
+from torch import Tensor
 
 from .structure import Tree
 
+# pyright: reportMissingParameterType=false
+
 
 def hidden_chow_liu_tree(
-    data: np.ndarray, *, levels: int = 16, own_latents: bool = False, pseudocount: float = 0.1
+    data: np.ndarray | Tensor,
+    *,
+    levels: int = 16,
+    own_latents: bool = False,
+    pseudocount: float = 0.1,
 ) -> Tree:
     r"""Learns the tree of a hidden Chow-Liu model.
 
@@ -27,15 +35,20 @@ def hidden_chow_liu_tree(
     Arguments:
         data: The data :math:`x`, with shape :math:`(N, D)` or :math:`(N, H, W, \dots)`,
             as non-negative integers.
-        levels: The number of levels that values are quantised to before they are counted.
+        levels: The number of levels that values are quantised to before they are counted, at
+            most 256.
         own_latents: Whether leaves of the tree get regions of their own.
         pseudocount: The count that is added to each pair of variables, spread over its cells.
 
     Example:
+        >>> import numpy as np
         >>> x = np.random.default_rng(0).integers(0, 256, (100, 3, 3), dtype=np.uint8)
         >>> hidden_chow_liu_tree(x, own_latents=True).regions
         9
     """
+    data = np.asarray(data)
+    if data.ndim < 2 or data.size == 0:
+        raise ValueError(f"expected data with shape (N, D) or (N, H, W, …), got {data.shape}")
     flat = data.reshape(len(data), -1)
     parent = chow_liu_parents(mutual_information(flat, levels=levels, pseudocount=pseudocount))
     D = parent.size
@@ -59,7 +72,10 @@ def chow_liu_parents(information: np.ndarray) -> np.ndarray:
     Returns:
         The parent of each variable, with shape :math:`(D,)`, and -1 for the root.
     """
+    information = np.asarray(information, dtype=np.float64)
     D = len(information)
+    if information.shape != (D, D) or D == 0 or not np.isfinite(information).all():
+        raise ValueError(f"expected finite information with shape (D, D), got {information.shape}")
     if D == 1:
         return np.array([-1])
 
@@ -81,7 +97,7 @@ def chow_liu_parents(information: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(
-    data: np.ndarray, *, levels: int = 16, pseudocount: float = 0.1
+    data: np.ndarray | Tensor, *, levels: int = 16, pseudocount: float = 0.1
 ) -> np.ndarray:
     r"""Computes the mutual information of each pair of variables, in nats.
 
@@ -92,19 +108,26 @@ def mutual_information(
 
     Arguments:
         data: The data :math:`x`, with shape :math:`(N, D)`, as non-negative integers.
-        levels: The number of bins.
+        levels: The number of bins, at most 256.
         pseudocount: The count that is added to each pair, spread over its cells.
 
     Returns:
         The mutual information, with shape :math:`(D, D)`. Its diagonal is zero.
 
     Example:
+        >>> import numpy as np
         >>> x = np.array([[0, 0, 0], [1, 1, 0], [0, 0, 1], [1, 1, 1]])
         >>> mutual_information(x, levels=2, pseudocount=0.0).round(3)
         array([[0.   , 0.693, 0.   ],
                [0.693, 0.   , 0.   ],
                [0.   , 0.   , 0.   ]])
     """
+    if not 2 <= levels <= 256 or not pseudocount >= 0:
+        raise ValueError(
+            "expected from 2 to 256 levels and a pseudocount of 0 or more, "
+            f"got {levels} and {pseudocount}"
+        )
+    data = np.asarray(data)
     if data.ndim != 2 or data.size == 0 or data.dtype.kind not in "iub":
         raise ValueError(
             f"expected data with shape (N, D) of integers, got {data.shape} of {data.dtype}; "
@@ -114,7 +137,7 @@ def mutual_information(
         raise ValueError(
             f"expected no negative data, got {data.min()}; learn a tree from complete rows"
         )
-    N, D = data.shape
+    D = data.shape[1]
     values = int(data.max()) + 1
     step = -(-values // levels) if values > levels else 1
     bins = np.ascontiguousarray((data // step).astype(np.uint8).T)
@@ -130,11 +153,11 @@ def mutual_information(
     order = np.argsort(np.count_nonzero(bins, axis=1), kind="stable")
     bins = bins[order]
     out = np.zeros((D, D))
-    workers = numba.get_num_threads()
+    workers = torch.get_num_threads()
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_count, bins, levels, pseudocount, out, w, workers) for w in range(workers)]
-        for job in jobs:
-            job.result()
+        list(
+            pool.map(lambda w: _count(bins, levels, pseudocount, out, w, workers), range(workers))
+        )
 
     result = np.zeros((D, D))
     result[np.ix_(order, order)] = out + out.T
@@ -142,7 +165,7 @@ def mutual_information(
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(bins, levels, pseudocount, out, first, stride):  # noqa: ANN001, ANN202
+def _count(bins, levels, pseudocount, out, first, stride):
     r"""Fills every `stride`-th row of the upper triangle."""
     D, N = bins.shape
     alone = np.zeros((D, levels), dtype=np.int64)

@@ -13,7 +13,11 @@ from probnets.backend import compiled, log_matmul
 
 from .estep import Tables, expected_counts
 from .inputs import Discrete, Input
+from .levels import by_level
 from .structure import Tree
+
+# Types for which PyTorch lacks operations.
+_RARE = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
 class TreeCircuit(nn.Module):
@@ -40,13 +44,27 @@ class TreeCircuit(nn.Module):
         shape: The shape of an observation, of :math:`D` elements. By default :math:`(D,)`.
 
     Example:
+        >>> from probnets.circuits import Categorical, chain
         >>> tree = chain(5)
         >>> circuit = TreeCircuit(tree, Categorical(tree.inputs, units=4, values=3))
         >>> circuit.log_prob(torch.tensor([[0, 1, 2, 1, 0]])).shape
         torch.Size([1])
-        >>> circuit.log_prob(torch.full((5,), math.nan)).item()  # all values missing
-        0.0
+        >>> nothing = torch.full((5,), math.nan)
+        >>> f"{circuit.log_prob(nothing).exp().item():.3f}"  # all values missing
+        '1.000'
     """
+
+    # The arrays of the tree, which follow the circuit to its device.
+    parent: Tensor  # (R,)
+    region: Tensor  # (D,)
+    sum_group: Tensor  # (R,)
+    input_group: Tensor  # (D,)
+
+    # Regions by height and by depth, and the place of each one's parent in its level.
+    rising: Tensor  # (R,)
+    rising_place: Tensor  # (R,)
+    falling: Tensor  # (R,)
+    falling_place: Tensor  # (R,)
 
     def __init__(self, tree: Tree, inputs: Input, *, shape: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -58,12 +76,28 @@ class TreeCircuit(nn.Module):
             raise ValueError(f"expected a shape of {tree.variables} elements, got {shape}")
 
         K = inputs.units
-        like = next(inputs.parameters())
+        like = next(inputs.parameters(), torch.empty(0))
         self.inputs = inputs
-        self.root_logits = nn.Parameter(torch.zeros_like(like[..., 0].flatten()[:1].expand(K)))
+        self.root_logits = nn.Parameter(torch.zeros(K, dtype=like.dtype, device=like.device))
         self.sum_logits = nn.Parameter(
             torch.randn(tree.sums, K, K, dtype=like.dtype, device=like.device)
         )
+
+        rising, falling = by_level(tree, tree.height), by_level(tree, tree.depth)
+        self._rising_runs, self._falling_runs = rising.runs, falling.runs
+        arrays = {
+            "parent": tree.parent,
+            "region": tree.region,
+            "sum_group": tree.sum_group,
+            "input_group": tree.input_group,
+            "rising": rising.order,
+            "rising_place": rising.place,
+            "falling": falling.order,
+            "falling_place": falling.place,
+        }
+        for name, array in arrays.items():
+            index = torch.tensor(array, device=like.device)
+            self.register_buffer(name, index, persistent=False)
 
     @property
     def units(self) -> int:
@@ -96,12 +130,15 @@ class TreeCircuit(nn.Module):
     # ------------------------------------------------------------------------------------------
     # Data
 
-    def prepare(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
+    def prepare(
+        self, x: Tensor, observed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, torch.Size]:
         r"""Checks observations and flattens them.
 
         Arguments:
             x: The observations, with shape :math:`(*, D)` or the circuit's shape after `*`.
-            observed: Which values are observed, with a shape that expands to that of `x`.
+            observed: Which values are observed: with shape :math:`(D,)` or the circuit's, after
+                dimensions that expand to `*`, or with a shape that expands to that of `x`.
 
         Returns:
             Values with shape :math:`(B, D)`, zero where missing; which of them are observed;
@@ -110,30 +147,45 @@ class TreeCircuit(nn.Module):
         Raises:
             ValueError: If the shape is wrong or an observed value is out of range.
         """
-        event = next(
-            (s for s in (self.shape, torch.Size([self.tree.variables])) if x.shape[-len(s) :] == s),
-            None,
-        )
-        if event is None:
-            raise ValueError(f"expected x with shape (*, {str(tuple(self.shape))[1:-1]}), "
-                             f"got {tuple(x.shape)}")  # fmt: skip
-        batch = x.shape[: x.ndim - len(event)]
+        if x.is_complex():
+            raise ValueError(f"expected real numbers, got {x.dtype}")
+        if x.dtype in _RARE:
+            x = x.long()
+        values = self._flatten(x)
+        if values is None:
+            event = ", ".join(map(str, self.shape))
+            raise ValueError(f"expected x with shape (*, {event}), got {tuple(x.shape)}")
 
-        seen = torch.ones_like(x, dtype=torch.bool)
+        seen = torch.ones_like(values, dtype=torch.bool)
         if observed is not None:
-            try:
-                seen = observed.bool().to(x.device).expand(x.shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"expected observed to expand to {tuple(x.shape)}, got {tuple(observed.shape)}"
-                ) from None
+            seen = self._expand(observed.to(device=x.device, dtype=torch.bool), x, values)
         if x.is_floating_point():
-            seen = seen & ~x.isnan()
+            seen = seen & ~values.isnan()
 
-        self.inputs.check(x[seen])
         D = self.tree.variables
-        x = x.masked_fill(~seen, 0)
-        return x.reshape(-1, D), seen.reshape(-1, D), batch
+        batch = values.shape[:-1]
+        self.inputs.check(values[seen])
+        return values.masked_fill(~seen, 0).reshape(-1, D), seen.reshape(-1, D), batch
+
+    def _flatten(self, x: Tensor) -> Tensor | None:
+        r"""Flattens observations to (*, D), or returns None if their shape is another."""
+        D = self.tree.variables
+        for event in (self.shape, torch.Size([D])):
+            batch = x.ndim - len(event)
+            if batch >= 0 and x.shape[batch:] == event:
+                return x.reshape(*x.shape[:batch], D)
+        return None
+
+    def _expand(self, observed: Tensor, x: Tensor, values: Tensor) -> Tensor:
+        flat = self._flatten(observed)
+        try:
+            if flat is None:
+                return observed.expand(x.shape).reshape(values.shape)
+            return flat.expand(values.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"expected a mask that expands to {tuple(x.shape)}, got {tuple(observed.shape)}"
+            ) from None
 
     # ------------------------------------------------------------------------------------------
     # Likelihood
@@ -152,18 +204,19 @@ class TreeCircuit(nn.Module):
             The log-likelihoods, with shape :math:`(*)`.
         """
         x, seen, batch = self.prepare(x, observed)
-        if self.root_logits.dtype == torch.float32 and compiled(x, *self.parameters()):
-            if isinstance(self.inputs, Discrete):
-                return self._log_prob_compiled(x, seen).view(batch)
-        return self.log_prob_torch(x, seen).view(batch)
+        single = self.root_logits.dtype == torch.float32
+        if single and isinstance(self.inputs, Discrete) and compiled(x, seen, *self.parameters()):
+            return self._log_prob_compiled(self.inputs.values, x, seen).reshape(batch)
+        return self.log_prob_torch(x, seen).reshape(batch)
 
     def log_prob_torch(self, x: Tensor, seen: Tensor) -> Tensor:
         r"""Computes the log-likelihood of prepared observations by PyTorch."""
         beta, _ = self.upward(self.local(x, seen))
         return torch.logsumexp(beta[0] + self.log_root(), dim=-1)
 
-    def _log_prob_compiled(self, x: Tensor, seen: Tensor) -> Tensor:
-        rows = np.where(seen.numpy(), x.numpy(), -1).astype(np.int16 if self._small() else np.int32)
+    def _log_prob_compiled(self, values: int, x: Tensor, seen: Tensor) -> Tensor:
+        x = x.to(torch.int16 if values <= 2**15 else torch.int32)
+        rows = x.masked_fill(~seen, -1).contiguous().numpy()
         counts = expected_counts(
             self.tree,
             self.tables(),
@@ -172,15 +225,17 @@ class TreeCircuit(nn.Module):
             workers=torch.get_num_threads() if len(rows) > 256 else 1,
             counting=False,
         )
-        return torch.from_numpy(counts.log_prob).float()
+        log_prob = torch.from_numpy(counts.log_prob).float()
 
-    def _small(self) -> bool:
-        return isinstance(self.inputs, Discrete) and self.inputs.values <= 2**15
+        # What is impossible for the loop may just be too small for float32.
+        if bool((small := log_prob.isneginf()).any()):
+            with torch.no_grad():
+                log_prob[small] = self.log_prob_torch(x[small], seen[small])
+        return log_prob
 
     def local(self, x: Tensor, seen: Tensor) -> Tensor:
         r"""Computes what the inputs send up, with shape :math:`(B, D, K)`."""
-        group = torch.from_numpy(self.tree.input_group.copy()).to(x.device)
-        log_prob = self.inputs.log_prob(x, group)
+        log_prob = self.inputs.log_prob(x, self.input_group)
         return torch.where(seen[..., None], log_prob, 0.0)
 
     def upward(self, local: Tensor, log_sums: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -196,39 +251,60 @@ class TreeCircuit(nn.Module):
             message is zero.
         """
         R, (B, _, K) = self.tree.regions, local.shape
-        parent, region, group = self.indices(local.device)
-        beta = local.new_zeros(R, B, K).index_add_(0, region, local.transpose(0, 1))
+        own = local.new_zeros(R, B, K).index_add(0, self.region, local.transpose(0, 1))
         sums = (self.log_sums() if log_sums is None else log_sums).exp()
 
-        order, messages = [torch.zeros_like(parent[:1])], [local.new_zeros(1, B, K)]
-        for level in self.levels(self.tree.height, local.device):
-            message = log_matmul(beta[level], sums[group[level]])
-            beta.index_add_(0, parent[level], message)
-            order.append(level)
+        sizes = [sum(count for _, count in runs) for runs in self._rising_runs[:-1]]
+        beta = list(own[self.rising].split([*sizes, 1]))  # by level, the root last
+        matrices = sums[self.sum_group[self.rising[:-1]]].split(sizes)
+        places = self.rising_place[:-1].split(sizes)
+
+        messages = []
+        for level, runs in enumerate(self._rising_runs[:-1]):
+            message = log_matmul(beta[level], matrices[level])
             messages.append(message)
-        return beta, torch.cat(messages)[torch.cat(order).argsort()]
+            counts = [count for _, count in runs]
+            parts = zip(runs, message.split(counts), places[level].split(counts), strict=True)
+            for (above, _), part, place in parts:
+                beta[above] = beta[above].index_add(0, place, part)
 
-    def levels(self, key: np.ndarray, device: torch.device) -> list[Tensor]:
-        r"""Groups all regions but the root by a key, in rising order of it."""
-        key = key[1:]
-        return [
-            torch.from_numpy(np.flatnonzero(key == k) + 1).to(device) for k in np.unique(key)
-        ]
+        messages.append(local.new_zeros(1, B, K))
+        order = self.rising.argsort()
+        return torch.cat(beta)[order], torch.cat(messages)[order]
 
-    def indices(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Returns parents, regions and sum groups of the tree as tensors."""
-        tree = self.tree
-        parts = (tree.parent, tree.region, tree.sum_group)
-        parent, region, group = (torch.from_numpy(p.copy()).to(device) for p in parts)
-        return parent, region, group
+    def downward(self, siblings: Tensor) -> Tensor:
+        r"""Takes what lies outside of each region's subtree down the tree.
 
+        Arguments:
+            siblings: For each region, the log-likelihood of its parent's units given what lies
+                below the parent but not below the region, with shape :math:`(R, B, K)`. The
+                root's is not used.
+
+        Returns:
+            The log-probability of each unit with all values outside, with shape
+            :math:`(R, B, K)`.
+        """
+        order = self.falling[1:]
+        sizes = [sum(count for _, count in runs) for runs in self._falling_runs[1:]]
+        sums = self.log_sums().exp().mT[self.sum_group[order]]
+        places = self.falling_place[1:].split(sizes)
+
+        outside = [self.log_root().expand(1, siblings.shape[1], -1)]
+        levels = zip(siblings[order].split(sizes), sums.split(sizes), places, strict=True)
+        for part, matrices, place in levels:
+            outside.append(log_matmul(outside[-1][place] + part, matrices))
+        return torch.cat(outside)[self.falling.argsort()]
+
+    @torch.no_grad()
     def bits_per_dimension(self, x: Tensor, observed: Tensor | None = None) -> float:
-        r"""Computes the mean ideal code length per variable, in bits.
+        r"""Computes the mean ideal code length per observed value, in bits.
 
         Arguments:
             x: The observations, as in :meth:`log_prob`.
             observed: Which values are observed.
         """
-        with torch.no_grad():
-            total = -self.log_prob(x, observed).double().mean().item()
-        return total / (self.tree.variables * math.log(2))
+        _, seen, _ = self.prepare(x, observed)
+        if not bool(seen.any()):
+            raise ValueError("expected one observed value or more, got none")
+        total = -self.log_prob(x, observed).double().sum().item()
+        return total / (int(seen.sum()) * math.log(2))

@@ -15,9 +15,20 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import overload
 
-from probnets.backend.rows import add_products, clear, fill, load, peek, row_max, row_sum, store, width
+from probnets.backend.rows import (
+    add_products,
+    clear,
+    fill,
+    load,
+    row_max,
+    row_sum,
+    store,
+    width,
+)
 
 from .structure import Tree
+
+# pyright: reportMissingParameterType=false
 
 BLOCK = 64  # rows that go through the tree together
 EVERY = 4  # factors of a region after which its rows are rescaled, lest they underflow
@@ -87,7 +98,8 @@ def expected_counts(
 
     def job(w: int) -> Counts:
         shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables]
-        counts = Counts(*(np.zeros(shape, np.float32) for shape in shapes), log_prob)
+        root, sums, inputs = (np.zeros(shape, np.float32) for shape in shapes)
+        counts = Counts(root, sums, inputs, log_prob)
         kernel(
             x[bounds[w] : bounds[w + 1]],
             weights[bounds[w] : bounds[w + 1]],
@@ -110,7 +122,7 @@ def expected_counts(
     return first
 
 
-def _rescale(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN202
+def _rescale(beta, o, scale, log_prob, n, rows, B, K, W):
     r"""Makes the largest number of each row one, in a compiled loop.
 
     The product of the factors waits in `scale` for a logarithm until it might underflow.
@@ -119,10 +131,10 @@ def _rescale(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN20
 
 
 @overload(_rescale, prefer_literal=True)
-def _rescale_rows(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN202
+def _rescale_rows(beta, o, scale, log_prob, n, rows, B, K, W):
     K, W = K.literal_value, W.literal_value
 
-    def loop(beta, o, scale, log_prob, n, rows, B, K, W):  # noqa: ANN001, ANN202
+    def loop(beta, o, scale, log_prob, n, rows, B, K, W):
         for b in range(B):
             row = o + b * K
             top = np.float32(0.0)
@@ -147,10 +159,10 @@ def _compiled(units: int) -> Callable[..., None]:
     K, W, B = units, width(units, itemsize=4), BLOCK
 
     @numba.njit(cache=True, nogil=True)
-    def kernel(  # noqa: ANN202
+    def kernel(
         x, weights, parent, group, variables, start, input_group, root, sums, transposed,
         inputs, X, root_counts, sum_counts, input_counts, log_prob, counting,
-    ):  # fmt: skip  # noqa: ANN001
+    ):  # fmt: skip
         N, D = x.shape
         R = parent.size
         beta = np.empty(R * B * K, dtype=np.float32)
@@ -189,7 +201,8 @@ def _compiled(units: int) -> Callable[..., None]:
                 if r > 0:
                     o, p = r * B * K, parent[r] * B * K
                     clear(message, o, B * K, W)
-                    add_products(message, o, beta, o, K, 1, transposed, group[r] * K * K, B, K, K, W)
+                    g = group[r] * K * K
+                    add_products(message, o, beta, o, K, 1, transposed, g, B, K, K, W)
                     for k in range(0, B * K, W):
                         store(beta, p + k, load(beta, p + k, W) * load(message, o + k, W))
                     factors[parent[r]] += 1

@@ -24,6 +24,7 @@ def enumerate_values(circuit: TreeCircuit) -> Tensor:
         ValueError: If there are more than :math:`2^{20}`.
 
     Example:
+        >>> from probnets.circuits import Categorical, chain
         >>> circuit = TreeCircuit(chain(2), Categorical(2, units=2, values=3))
         >>> enumerate_values(circuit).tolist()[:4]
         [[0, 0], [0, 1], [0, 2], [1, 0]]
@@ -48,6 +49,8 @@ def enumerate_joint(circuit: TreeCircuit, x: Tensor) -> tuple[Tensor, Tensor]:
         :math:`(K^R,)`.
     """
     tree = circuit.tree
+    if x.shape != (tree.variables,):
+        raise ValueError(f"expected x with shape ({tree.variables},), got {tuple(x.shape)}")
     states = _grid(circuit.units, tree.regions)
     root, sums = circuit.log_root().exp(), circuit.log_sums().exp()
 
@@ -57,7 +60,7 @@ def enumerate_joint(circuit: TreeCircuit, x: Tensor) -> tuple[Tensor, Tensor]:
         prob = prob * sums[int(tree.sum_group[r]), above, states[:, r]]
     for v in range(tree.variables):
         if not bool(torch.isnan(x[v].double())):
-            group = torch.tensor([int(tree.input_group[v])])
+            group = circuit.input_group[v : v + 1]
             input_log_prob = circuit.inputs.log_prob(x[v].view(1, 1), group)[0, 0]
             prob = prob * input_log_prob.exp()[states[:, int(tree.region[v])]]
     return states, prob

@@ -1,6 +1,6 @@
 r"""The parameters that suit expected counts best, the M-step of EM."""
 
-__all__ = ["blend", "maximise"]
+__all__ = ["maximise"]
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,106 +12,106 @@ from .circuit import TreeCircuit
 from .estep import Counts, Tables
 from .inputs import Categorical
 
-
-def blend(old: Counts | None, new: Counts, keep: float, take: float) -> Counts:
-    r"""Blends running statistics with new counts, in place.
-
-    Arguments:
-        old: The running statistics, or None at the start.
-        new: The counts of a batch.
-        keep: The factor of the running statistics.
-        take: The factor of the counts.
-    """
-    if old is None:
-        for part in new[:3]:
-            part *= take
-        return new
-    for mine, theirs in zip(old[:3], new[:3], strict=True):
-        _blend(mine.ravel(), theirs.ravel(), mine.dtype.type(keep), mine.dtype.type(take))
-    return old
+# pyright: reportMissingParameterType=false
 
 
 def maximise(
-    circuit: TreeCircuit, statistics: Counts, tables: Tables | None, pseudocount: float
+    circuit: TreeCircuit,
+    counts: Counts,
+    tables: Tables | None,
+    pseudocount: float,
+    step: float = 1.0,
 ) -> Tables | None:
-    r"""Computes the parameters that are most likely given expected counts.
+    r"""Moves the parameters towards those that are most likely given expected counts.
+
+    Sums and categorical inputs move in probability, other inputs in their own parameters. A
+    unit that nothing used does not move.
 
     Arguments:
         circuit: The circuit. Inputs that are not categorical are changed in place, and so is
             the whole circuit without tables.
-        statistics: The expected counts.
-        tables: The probabilities until now, which units that nothing used retain.
+        counts: The expected counts.
+        tables: The probabilities until now, of a circuit with discrete inputs.
         pseudocount: The count that is added to each distribution.
+        step: How far to move, from 0 to 1.
 
     Returns:
         The new probabilities, or None for a circuit without tables.
     """
     if tables is None:
         with torch.no_grad():
-            _set_logits(circuit.root_logits, statistics.root, pseudocount)
-            _set_logits(circuit.sum_logits, statistics.sums, pseudocount)
-        circuit.inputs.maximise(torch.from_numpy(statistics.inputs), pseudocount)
+            for logits, part in (
+                (circuit.root_logits, counts.root),
+                (circuit.sum_logits, counts.sums),
+            ):
+                old = logits.softmax(-1).numpy()
+                logits.copy_(torch.from_numpy(_move(part, old, pseudocount, step)).log())
+        _move_inputs(circuit, counts, pseudocount, step)
         return None
 
-    root = _normalise(statistics.root[:, None][None], tables.root[:, None][None], pseudocount)
-    sums = _rows(statistics.sums, tables.sums, pseudocount)
+    root = _move(counts.root, tables.root, pseudocount, step)
+    sums = _move(counts.sums, tables.sums, pseudocount, step)
     if isinstance(circuit.inputs, Categorical):
-        inputs = _normalise(statistics.inputs, tables.inputs, pseudocount)
-    else:
-        circuit.inputs.maximise(torch.from_numpy(statistics.inputs), pseudocount)
-        with torch.no_grad():  # type: ignore
-            table = circuit.inputs.log_table().exp()  # type: ignore
-        inputs = np.ascontiguousarray(table.float().numpy())
-    return Tables(root[0, :, 0], sums, inputs)
+        return Tables(
+            root, sums, _move_categorical(counts.inputs, tables.inputs, pseudocount, step)
+        )
+    _move_inputs(circuit, counts, pseudocount, step)
+    return Tables(root, sums, circuit.tables().inputs)
 
 
-def _set_logits(logits: torch.Tensor, counts: np.ndarray, pseudocount: float) -> None:
-    smooth = torch.from_numpy(counts) + pseudocount / counts.shape[-1]
-    total = smooth.sum(-1, keepdim=True)
-    logits.copy_(torch.where(total > 0, (smooth / total).log(), logits.log_softmax(-1)))
-
-
-def _rows(counts: np.ndarray, old: np.ndarray, pseudocount: float) -> np.ndarray:
-    smooth = counts + np.float32(pseudocount / counts.shape[-1])
+def _move(counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float) -> np.ndarray:
+    r"""Moves distributions along the last axis."""
+    smooth = counts + counts.dtype.type(pseudocount / counts.shape[-1])
     total = smooth.sum(-1, keepdims=True)
-    return np.where(total > 0, smooth / np.maximum(total, np.float32(1e-37)), old)
+    best = smooth / np.maximum(total, np.finfo(total.dtype).tiny)
+    moved = (1 - step) * old + step * best if step < 1.0 else best
+    return np.where(total > 0, moved, old).astype(old.dtype)
 
 
-def _normalise(counts: np.ndarray, old: np.ndarray, pseudocount: float) -> np.ndarray:
-    r"""Normalises counts with shape (H, X, K) along X, on all threads."""
+def _move_inputs(circuit: TreeCircuit, counts: Counts, pseudocount: float, step: float) -> None:
+    before = [p.detach().clone() for p in circuit.inputs.parameters()]
+    circuit.inputs.maximise(torch.from_numpy(counts.inputs), pseudocount)
+    with torch.no_grad():
+        for parameter, old in zip(circuit.inputs.parameters(), before, strict=True):
+            parameter.lerp_(old, 1.0 - step)
+
+
+def _move_categorical(
+    counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float
+) -> np.ndarray:
+    r"""Moves distributions along the middle axis, on all threads."""
     new = np.empty_like(old)
     workers = torch.get_num_threads()
     bounds = [len(counts) * w // workers for w in range(workers + 1)]
+    numbers = np.float32(pseudocount), np.float32(step)
 
     def job(w: int) -> None:
         part = slice(bounds[w], bounds[w + 1])
-        _normalise_groups(counts[part], old[part], new[part], np.float32(pseudocount))
+        _move_groups(counts[part], old[part], new[part], *numbers)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(job, range(workers)))
     return new
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _blend(mine, theirs, keep, take):  # noqa: ANN001, ANN202
-    for i in range(mine.size):
-        mine[i] = keep * mine[i] + take * theirs[i]
-
-
 @numba.njit(cache=True, nogil=True)
-def _normalise_groups(counts, old, new, pseudocount):  # noqa: ANN001, ANN202
+def _move_groups(counts, old, new, pseudocount, step):
     H, X, K = counts.shape
     smooth = pseudocount / np.float32(X)
-    total = np.empty(K, dtype=np.float64)
+    total = np.empty(K, dtype=np.float32)
+    add = np.empty(K, dtype=np.float32)
+    keep = np.empty(K, dtype=np.float32)
     factor = np.empty(K, dtype=np.float32)
     for h in range(H):
-        total[:] = 0.0
+        total[:] = pseudocount
         for x in range(X):
             for k in range(K):
-                total[k] += counts[h, x, k] + smooth
+                total[k] += counts[h, x, k]
         for k in range(K):
-            factor[k] = 1.0 / max(total[k], 1e-37)
+            used = total[k] > np.float32(0.0)
+            keep[k] = np.float32(1.0) - step if used else np.float32(1.0)
+            factor[k] = step / total[k] if used else np.float32(0.0)
+            add[k] = smooth * factor[k]
         for x in range(X):
             for k in range(K):
-                used = total[k] > 0.0
-                new[h, x, k] = (counts[h, x, k] + smooth) * factor[k] if used else old[h, x, k]
+                new[h, x, k] = keep[k] * old[h, x, k] + factor[k] * counts[h, x, k] + add[k]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .inputs import Discrete
 
+_SURE = 40.0  # log-odds that are certain up to rounding, and finite
+
 
 class Binomial(Discrete):
     r"""Creates binomial inputs, :math:`p(x \mid k) = \binom{n}{x} p_k^x (1 - p_k)^{n - x}`.
@@ -57,7 +59,7 @@ class Binomial(Discrete):
         ones = (statistics * x).sum(1) + pseudocount / 2
         zeros = (statistics * (n - x)).sum(1) + pseudocount / 2
         used = ones + zeros > 0
-        logits = ones.log() - zeros.log()
+        logits = (ones.log() - zeros.log()).clamp(-_SURE, _SURE)
         self.logits.copy_(torch.where(used, logits.to(self.logits), self.logits))
 
 

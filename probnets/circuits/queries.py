@@ -14,10 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from probnets.backend import log_matmul
 
 from .circuit import TreeCircuit
 from .inputs import Discrete
@@ -49,7 +48,8 @@ def conditional_log_prob(
     Arguments:
         circuit: The circuit.
         x: The observations, with shape :math:`(*, D)` or the circuit's shape.
-        given: Which observed values are given (:math:`E`); the others are asked for.
+        given: Which observed values are given (:math:`E`), with a shape as `observed`; the
+            others are asked for.
         observed: Which values are observed (:math:`Q \cup E`). By default all but NaN.
 
     Returns:
@@ -58,9 +58,10 @@ def conditional_log_prob(
     Raises:
         ValueError: If the given values have probability zero.
     """
-    given = given.bool().expand(x.shape)
-    evidence = circuit.log_prob(x, given if observed is None else given & observed.bool())
-    return circuit.log_prob(x, observed) - _possible(evidence)
+    _, known, _ = circuit.prepare(x, given)
+    x, seen, batch = circuit.prepare(x, observed)
+    evidence = _possible(circuit.log_prob(x, known & seen))
+    return (circuit.log_prob(x, seen) - evidence).reshape(batch)
 
 
 def posterior(circuit: TreeCircuit, x: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -81,7 +82,8 @@ def posterior(circuit: TreeCircuit, x: Tensor, observed: Tensor | None = None) -
     local = circuit.local(x, seen)
     beta, message = circuit.upward(local)
     _possible(torch.logsumexp(beta[0] + circuit.log_root(), dim=-1))
-    outside = _downward(circuit, _factors(circuit, local, message), message)
+    factors = _factors(circuit, local, message)
+    outside = circuit.downward(_without(factors, circuit.parent, message))
     result = (beta + outside).softmax(-1).transpose(0, 1)
     return result.reshape(*batch, *result.shape[1:])
 
@@ -107,23 +109,20 @@ def leave_one_out(circuit: TreeCircuit, x: Tensor, observed: Tensor | None = Non
         raise TypeError(f"expected discrete inputs, got {type(circuit.inputs).__name__}")
     x, seen, batch = circuit.prepare(x, observed)
     local = circuit.local(x, seen)
-    factors = _factors(circuit, local, message := circuit.upward(local)[1])
-    outside = _downward(circuit, factors, message)
+    _, message = circuit.upward(local)
+    factors = _factors(circuit, local, message)
+    outside = circuit.downward(_without(factors, circuit.parent, message))
 
-    _, region, _ = circuit.indices(local.device)
-    others = _without(factors, region, local.transpose(0, 1))
-    weights = (others + outside[region]).transpose(0, 1)  # (B, D, K)
-    _possible(weights.logsumexp(-1))
-    group = torch.from_numpy(circuit.tree.input_group.copy()).to(local.device)
-    table = circuit.inputs.log_table().exp()[group]  # (D, X, K)
+    others = _without(factors, circuit.region, local.transpose(0, 1))
+    weights = (others + outside[circuit.region]).transpose(0, 1)  # (B, D, K)
+    _possible(weights.logsumexp(-1).amin(-1))
+    table = circuit.inputs.log_table().exp()[circuit.input_group]  # (D, X, K)
     result = torch.einsum("bdk,dxk->bdx", weights.softmax(-1), table)
     return result.reshape(*batch, *result.shape[1:])
 
 
 @torch.no_grad()
-def most_probable(
-    circuit: TreeCircuit, x: Tensor, observed: Tensor | None = None
-) -> MostProbable:
+def most_probable(circuit: TreeCircuit, x: Tensor, observed: Tensor | None = None) -> MostProbable:
     r"""Finds the jointly most probable latent states and missing values.
 
     With all values missing this is the mode of the circuit with its latents. The maximum over
@@ -139,31 +138,33 @@ def most_probable(
     """
     shape = x.shape
     x, seen, batch = circuit.prepare(x, observed)
-    group = torch.from_numpy(circuit.tree.input_group.copy()).to(x.device)
-    mode, mode_log_prob = (part[group] for part in circuit.inputs.most_probable())  # (D, K)
-    local = torch.where(seen[..., None], circuit.local(x, seen), mode_log_prob)
+    mode, mode_log_prob = circuit.inputs.most_probable()  # (H, K)
+    missing = mode_log_prob[circuit.input_group]
+    local = torch.where(seen[..., None], circuit.inputs.log_prob(x, circuit.input_group), missing)
 
-    parent, region, sum_group = circuit.indices(x.device)
+    R = circuit.tree.regions
+    parent, group = circuit.tree.parent.tolist(), circuit.tree.sum_group.tolist()
     log_sums = circuit.log_sums()
-    beta = local.new_zeros(circuit.tree.regions, *local[:, 0].shape)
-    beta.index_add_(0, region, local.transpose(0, 1))
-    best = torch.zeros(beta.shape, dtype=torch.long, device=x.device)
-    for r in range(circuit.tree.regions - 1, 0, -1):
-        top = (beta[r][:, None] + log_sums[sum_group[r]]).max(dim=-1)  # over (B, K, K)
-        beta[parent[r]] += top.values
-        best[r] = top.indices
+    own = local.new_zeros(R, *local[:, 0].shape)
+    beta = own.index_add_(0, circuit.region, local.transpose(0, 1))  # (R, B, K)
+    choice = beta.new_zeros(beta.shape, dtype=torch.long)
+    for r in range(R - 1, 0, -1):
+        best = (beta[r][:, None] + log_sums[group[r]]).max(dim=-1)  # over (B, K, K)
+        beta[parent[r]] += best.values
+        choice[r] = best.indices
 
-    top = (beta[0] + circuit.log_root()).max(dim=-1)
-    _possible(top.values)
-    states = [top.indices]
-    states += [top.indices] * (circuit.tree.regions - 1)
-    for r in range(1, circuit.tree.regions):
-        states[r] = best[r].gather(1, states[int(parent[r])][:, None])[:, 0]
-    unit = torch.stack(states, dim=1)  # (B, R)
+    best = (beta[0] + circuit.log_root()).max(dim=-1)
+    _possible(best.values)
+    states = choice.new_zeros(R, len(x))
+    states[0] = best.indices
+    for r in range(1, R):
+        states[r] = choice[r].gather(1, states[parent[r]][:, None])[:, 0]
 
-    filled = mode[torch.arange(len(group), device=x.device), unit[:, region]]
-    values = torch.where(seen, x, filled.to(x.dtype))
-    return MostProbable(values.view(shape), unit.view(*batch, -1), top.values.view(batch))
+    filled = mode[circuit.input_group, states[circuit.region].T]
+    values = _complete(circuit, x, seen, filled)
+    return MostProbable(
+        values.reshape(shape), states.T.reshape(*batch, R), best.values.reshape(batch)
+    )
 
 
 def sample(
@@ -219,20 +220,30 @@ def conditional_sample(
     root = beta[0] + circuit.log_root()
     _possible(root.logsumexp(-1))
 
-    parent, region, group = circuit.indices(x.device)
-    N = count * len(x)
-    states = torch.zeros(N, circuit.tree.regions, dtype=torch.long, device=x.device)
+    N, R = count * len(x), circuit.tree.regions
+    states = torch.zeros(N, R, dtype=torch.long, device=x.device)
     states[:, 0] = _draw(root.softmax(-1).repeat(count, 1), generator)
     log_sums = circuit.log_sums()
-    for level in circuit.levels(circuit.tree.depth, x.device):
-        edges = log_sums[group[level], states[:, parent[level]]]  # (N, L, K)
+    for level in circuit.falling[1:].split(np.bincount(circuit.tree.depth)[1:].tolist()):
+        above = states[:, circuit.parent[level]]
+        edges = log_sums[circuit.sum_group[level], above]  # (N, L, K)
         below = beta[level].transpose(0, 1).repeat(count, 1, 1)
         states[:, level] = _draw((edges + below).softmax(-1), generator)
 
-    input_group = torch.from_numpy(circuit.tree.input_group.copy()).to(x.device)
-    drawn = circuit.inputs.sample(states[:, region], input_group, generator=generator)
-    filled = torch.where(seen.repeat(count, 1), x.repeat(count, 1), drawn.to(x.dtype))
+    drawn = circuit.inputs.sample(
+        states[:, circuit.region], circuit.input_group, generator=generator
+    )
+    filled = _complete(circuit, x.repeat(count, 1), seen.repeat(count, 1), drawn)
     return filled.reshape(count, *shape)
+
+
+def _complete(circuit: TreeCircuit, x: Tensor, seen: Tensor, values: Tensor) -> Tensor:
+    r"""Puts values where observations miss them, in the type of the observations if it can."""
+    if not x.is_floating_point():
+        inputs = circuit.inputs
+        if not isinstance(inputs, Discrete) or torch.iinfo(x.dtype).max < inputs.values - 1:
+            x = x.to(values.dtype)
+    return torch.where(seen, x, values.to(x.dtype))
 
 
 def _draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -253,9 +264,8 @@ def _possible(log_prob: Tensor) -> Tensor:
 
 def _factors(circuit: TreeCircuit, local: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
     r"""Sums the finite factors of each unit, and counts those that are zero."""
-    parent, region, _ = circuit.indices(local.device)
     factors = torch.cat([local.transpose(0, 1), message[1:]])
-    place = torch.cat([region, parent[1:]])
+    place = torch.cat([circuit.region, circuit.parent[1:]])
     zero = factors.isneginf()
     shape = message.shape
     finite = local.new_zeros(shape).index_add_(0, place, factors.masked_fill(zero, 0.0))
@@ -268,22 +278,3 @@ def _without(factors: tuple[Tensor, Tensor], place: Tensor, part: Tensor) -> Ten
     zero = part.isneginf()
     rest = finite[place] - part.masked_fill(zero, 0.0)
     return rest.masked_fill(zeros[place] > zero, -math.inf)
-
-
-def _downward(circuit: TreeCircuit, factors: tuple[Tensor, Tensor], message: Tensor) -> Tensor:
-    r"""Takes what lies outside of each region's subtree down the tree.
-
-    Returns:
-        The log-probability of each unit with all values outside, with shape :math:`(R, B, K)`.
-    """
-    parent, _, group = circuit.indices(message.device)
-    sums = circuit.log_sums().exp()
-
-    place = torch.zeros_like(parent)  # where a region stands in the list, concatenated
-    outside = circuit.log_root().expand(1, message.shape[1], -1)
-    for level in circuit.levels(circuit.tree.depth, message.device):
-        siblings = _without(factors, parent[level], message[level])
-        below = log_matmul(outside[place[parent[level]]] + siblings, sums[group[level]].mT)
-        place[level] = torch.arange(len(outside), len(outside) + len(level), device=place.device)
-        outside = torch.cat([outside, below])
-    return outside[place]

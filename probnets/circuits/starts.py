@@ -92,7 +92,9 @@ def _labels(tree: Tree, x: np.ndarray, units: int, seed: int) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # empty clusters only start unused
             count = min(units, len(features))
-            return vq.kmeans2(features, count, iter=8, minit="points", seed=noise)[1]
+            # SciPy has renamed the seed, whose old name every version takes.
+            start = {"minit": "points", "seed": noise}
+            return vq.kmeans2(features, count, iter=8, **start)[1]
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return np.stack(list(pool.map(cluster, range(tree.regions))), axis=1)

@@ -26,6 +26,9 @@ class Tree:
         input_group: The input distribution of each variable, with shape :math:`(D,)`.
         origin: The number that each region had before the tree was put in order.
 
+    Raises:
+        ValueError: If the arrays do not fit together, or are not in order.
+
     Example:
         >>> tree = Tree.from_parents([-1, 0, 0], regions=[0, 1, 1, 2])
         >>> tree.regions, tree.variables, tree.depth.max()
@@ -88,17 +91,24 @@ class Tree:
         return cls(
             parent=np.where(parent[origin] < 0, -1, rank[parent[origin]]),
             region=rank[region],
-            sum_group=np.r_[-1, _groups("sum_keys", sum_keys, R)[origin[1:]]],
+            sum_group=_groups("sum_keys", sum_keys, R)[origin],
             input_group=_groups("input_keys", input_keys, D),
             origin=origin,
         )
 
     def __post_init__(self) -> None:
+        for name in ("parent", "region", "sum_group", "input_group", "origin"):
+            object.__setattr__(self, name, _integers(name, getattr(self, name)))
+        _check(self)
+
         # Group numbers without gaps: the root, which needs no matrix, may have had its own.
-        group = np.unique(self.sum_group[1:], return_inverse=True)[1]
-        object.__setattr__(self, "sum_group", np.r_[-1, group])
+        group = np.unique(self.sum_group[1:], return_inverse=True)[1].astype(np.int64)
+        object.__setattr__(self, "sum_group", np.append(np.int64(-1), group))
         for array in (self.parent, self.region, self.sum_group, self.input_group, self.origin):
             array.setflags(write=False)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Tree":
+        return self  # nothing in it changes
 
     def __repr__(self) -> str:
         return (
@@ -165,6 +175,35 @@ def _integers(name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"expected {name} to be a list of integers, got {values!r}")
     return array.astype(np.int64)
+
+
+def _check(tree: Tree) -> None:
+    R, D = tree.parent.size, tree.region.size
+    if not tree.sum_group.size == tree.origin.size == R or tree.input_group.size != D:
+        raise ValueError(
+            f"expected {R} sum groups and origins and {D} input groups, got "
+            f"{tree.sum_group.size}, {tree.origin.size} and {tree.input_group.size}"
+        )
+    if R == 0 or D == 0 or tree.region.min() < 0 or tree.region.max() >= R:
+        raise ValueError(
+            f"expected a region from 0 to {R - 1} for one variable or more, "
+            f"got {tree.region.tolist()}"
+        )
+    groups = np.unique(tree.input_group)
+    if not np.array_equal(groups, np.arange(groups.size)) or tree.sum_group[1:].min(initial=0) < 0:
+        raise ValueError("expected groups from 0, those of the inputs without gaps")
+
+    # Depth first, each parent is the region before or one that the region before lies below.
+    path: list[int] = []
+    for r, p in enumerate(tree.parent.tolist()):
+        while path and path[-1] != p:
+            path.pop()
+        if bool(path) != (r > 0) or (r == 0 and p != -1):
+            raise ValueError(
+                f"expected regions in depth-first order, got parent {p} of region {r}; "
+                "use Tree.from_parents for any order"
+            )
+        path.append(r)
 
 
 def _groups(name: str, keys: Sequence[Hashable] | None, count: int) -> np.ndarray:
