@@ -243,7 +243,7 @@ def add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
         sl: The distance between the scalars of neighbouring terms `l`.
         V: The rows, flat, with `K` numbers each from index `v`.
         v: The first index of the rows.
-        I: The number of rows of sums, a multiple of four.
+        I: The number of rows of sums.
         L: The number of terms.
         K: The number of columns, a constant of the loop.
         W: The row width, a constant of the loop that divides `K`.
@@ -256,7 +256,7 @@ def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
     K, W = K.literal_value, W.literal_value
 
     def loop(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
-        for i in range(0, I, 4):
+        for i in range(0, I - 3, 4):
             for k in range(0, K, W):
                 o = c + i * K + k
                 c0, c1 = load(C, o, W), load(C, o + K, W)
@@ -272,6 +272,14 @@ def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
                 store(C, o + K, c1)
                 store(C, o + 2 * K, c2)
                 store(C, o + 3 * K, c3)
+        for i in range(I - I % 4, I):
+            for k in range(0, K, W):
+                o = c + i * K + k
+                c0 = load(C, o, W)
+                for j in range(L):
+                    row = load(V, v + j * K + k, W)
+                    c0 = c0 + fill(peek(S, s + i * si + j * sl), W) * row
+                store(C, o, c0)
 
     return loop
 

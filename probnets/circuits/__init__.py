@@ -1,5 +1,7 @@
 r"""Tree-structured probabilistic circuits."""
 
+from .access import PathEvaluator as PathEvaluator
+from .access import path_conditionals as path_conditionals
 from .builders import binary_tree as binary_tree
 from .builders import chain as chain
 from .builders import quad_tree as quad_tree
@@ -9,6 +11,8 @@ from .chowliu import mutual_information as mutual_information
 from .circuit import TreeCircuit as TreeCircuit
 from .exact import enumerate_joint as enumerate_joint
 from .exact import enumerate_values as enumerate_values
+from .files import load_circuit as load_circuit
+from .files import save_circuit as save_circuit
 from .inputs import Categorical as Categorical
 from .inputs import Discrete as Discrete
 from .inputs import Gaussian as Gaussian
@@ -16,6 +20,9 @@ from .inputs import Input as Input
 from .ordinal import Bernoulli as Bernoulli
 from .ordinal import Binomial as Binomial
 from .ordinal import DiscretisedLogistic as DiscretisedLogistic
+from .plots import plot_completions as plot_completions
+from .plots import plot_samples as plot_samples
+from .plots import plot_tree as plot_tree
 from .queries import MostProbable as MostProbable
 from .queries import conditional_log_prob as conditional_log_prob
 from .queries import conditional_sample as conditional_sample

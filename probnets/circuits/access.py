@@ -22,6 +22,9 @@ from .inputs import Discrete
 from .queries import leave_one_out
 from .structure import Tree
 
+# Numba derives the types of compiled loops.
+# pyright: reportMissingParameterType=false
+
 STEP = 512 * math.log(2)  # what one unit of the exponent is worth
 UP, DOWN = 2.0**512, 2.0**-512
 HIGH, LOW = 2.0**256, 2.0**-256  # where mantissas lie
@@ -64,7 +67,7 @@ class PathEvaluator:
         own = copy.deepcopy(circuit).cpu().double()
         self._circuit = own
         self._plan = _plan(own)
-        nodes = 2 * np.maximum(self._plan.count, 1).sum()
+        nodes = 2 * np.maximum(self._plan.factors, 1).sum()
         self._mantissa = np.ones((nodes, own.units))
         self._exponent = np.zeros((nodes, own.units))
         self.products = 0
@@ -268,7 +271,7 @@ class _Plan(NamedTuple):
     parent: np.ndarray  # (R,)
     group: np.ndarray  # (R,)
     start: np.ndarray  # (R,) where the nodes of each region begin
-    count: np.ndarray  # (R,) the number of factors C
+    factors: np.ndarray  # (R,) their number C
     region_leaf: np.ndarray  # (R,) the node of each region among those of its parent
     variable_leaf: np.ndarray  # (D,) the node of each variable among those of its region
     region: np.ndarray  # (D,)
@@ -341,7 +344,7 @@ def _impossible(where: str) -> str:
 
 
 @numba.njit(cache=True, nogil=True)
-def _times(m1, e1, m2, e2, m, e) -> None:  # noqa: ANN001
+def _times(m1, e1, m2, e2, m, e):  # noqa: ANN001, ANN202
     r"""Multiplies two vectors number by number."""
     for k in range(m.size):
         p, q = m1[k] * m2[k], e1[k] + e2[k]
@@ -352,7 +355,7 @@ def _times(m1, e1, m2, e2, m, e) -> None:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _align(m, e, plain) -> float:  # noqa: ANN001
+def _align(m, e, plain):  # noqa: ANN001, ANN202
     r"""Brings a vector to one exponent, which is returned.
 
     What is smaller than the largest number by a factor of :math:`2^{1024}` is lost.
@@ -367,7 +370,7 @@ def _align(m, e, plain) -> float:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _product(rows, plain, top, m, e) -> None:  # noqa: ANN001
+def _product(rows, plain, top, m, e):  # noqa: ANN001, ANN202
     r"""Computes the sum of rows, weighted by plain numbers of one exponent."""
     K = m.size
     m[:] = 0.0
@@ -388,7 +391,7 @@ def _product(rows, plain, top, m, e) -> None:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _send(plan, m, e, r, plain) -> None:  # noqa: ANN001
+def _send(plan, m, e, r, plain):  # noqa: ANN001, ANN202
     r"""Sends the message of a region to its parent."""
     node = plan.start[r] + 1
     o = plan.start[plan.parent[r]] + plan.region_leaf[r]
@@ -397,12 +400,12 @@ def _send(plan, m, e, r, plain) -> None:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _rise(plan, m, e) -> int:  # noqa: ANN001
+def _rise(plan, m, e):  # noqa: ANN001, ANN202
     r"""Makes all messages from the leaves, and returns the number of products."""
     plain = np.empty(m.shape[1])
     for r in range(plan.parent.size - 1, -1, -1):
         s = plan.start[r]
-        for i in range(plan.count[r] - 1, 0, -1):
+        for i in range(plan.factors[r] - 1, 0, -1):
             a, b = s + 2 * i, s + 2 * i + 1
             _times(m[a], e[a], m[b], e[b], m[s + i], e[s + i])
         if r > 0:
@@ -411,7 +414,7 @@ def _rise(plan, m, e) -> int:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _climb(plan, m, e, r, i) -> int:  # noqa: ANN001
+def _climb(plan, m, e, r, i):  # noqa: ANN001, ANN202
     r"""Makes the messages above a node anew, and returns the number of products."""
     plain = np.empty(m.shape[1])
     products = 0
@@ -429,7 +432,7 @@ def _climb(plan, m, e, r, i) -> int:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _others(plan, m, e, r, i, om, oe) -> None:  # noqa: ANN001
+def _others(plan, m, e, r, i, om, oe):  # noqa: ANN001, ANN202
     r"""Multiplies a vector by all factors of a region but one."""
     while i > 1:
         sibling = plan.start[r] + (i ^ 1)
@@ -438,7 +441,7 @@ def _others(plan, m, e, r, i, om, oe) -> None:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _conditional(plan, m, e, v, result) -> int:  # noqa: ANN001
+def _conditional(plan, m, e, v, result):  # noqa: ANN001, ANN202
     r"""Fills in the distribution of a variable, and returns the number of products.
 
     The result begins with NaN if the other values have probability zero.
@@ -473,7 +476,7 @@ def _conditional(plan, m, e, v, result) -> int:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})  # sums in any order
-def _emit(plan, g, plain, result) -> None:  # noqa: ANN001
+def _emit(plan, g, plain, result):  # noqa: ANN001, ANN202
     r"""Mixes the inputs of a group."""
     _, X, K = plan.table.shape
     small = plan.exponents.size > 0
@@ -492,7 +495,7 @@ def _emit(plan, g, plain, result) -> None:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _sequence(plan, m, e, x, order, result) -> int:  # noqa: ANN001
+def _sequence(plan, m, e, x, order, result):  # noqa: ANN001, ANN202
     r"""Takes the variables in order, and returns the number of products."""
     products = 0
     for v in order:
@@ -512,7 +515,7 @@ def _sequence(plan, m, e, x, order, result) -> int:  # noqa: ANN001
 
 
 @numba.njit(cache=True, nogil=True)
-def _log_prob(plan, m, e) -> float:  # noqa: ANN001
+def _log_prob(plan, m, e):  # noqa: ANN001, ANN202
     r"""Computes the log-likelihood at the root."""
     K = m.shape[1]
     om, oe, plain = np.empty(K), np.empty(K), np.empty(K)

@@ -212,7 +212,7 @@ class TreeCircuit(nn.Module):
     def log_prob_torch(self, x: Tensor, seen: Tensor) -> Tensor:
         r"""Computes the log-likelihood of prepared observations by PyTorch."""
         beta, _ = self.upward(self.local(x, seen))
-        return torch.logsumexp(beta[0] + self.log_root(), dim=-1)
+        return self.evidence(beta)
 
     def _log_prob_compiled(self, values: int, x: Tensor, seen: Tensor) -> Tensor:
         x = x.to(torch.int16 if values <= 2**15 else torch.int32)
@@ -271,6 +271,20 @@ class TreeCircuit(nn.Module):
         messages.append(local.new_zeros(1, B, K))
         order = self.rising.argsort()
         return torch.cat(beta)[order], torch.cat(messages)[order]
+
+    def evidence(self, beta: Tensor, log_root: Tensor | None = None) -> Tensor:
+        r"""Computes the log-likelihood of rows that went up the tree.
+
+        Arguments:
+            beta: What :meth:`upward` returns first, with shape :math:`(R, B, K)`.
+            log_root: The log-distribution of the root's unit. By default the circuit's own.
+
+        Returns:
+            The log-likelihoods, with shape :math:`(B,)`, whose gradient is zero for rows of
+            probability zero.
+        """
+        root = (self.log_root() if log_root is None else log_root).exp()
+        return log_matmul(beta[0], root[None])[:, 0]
 
     def downward(self, siblings: Tensor) -> Tensor:
         r"""Takes what lies outside of each region's subtree down the tree.

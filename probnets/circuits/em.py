@@ -42,7 +42,7 @@ class EMSettings:
         batch_size: The number of rows :math:`B` of a mini-batch.
         first_step: The first step size.
         last_step: The last step size.
-        pseudocount: The count added to each distribution in each step. Of several, full-batch
+        pseudocount: The count added for each parameter in each step. Of several, full-batch
             epochs choose the one that suits the validation data best; the first is used until
             then, and without validation data.
         patience: The number of epochs without improvement on the validation data after which
@@ -55,7 +55,7 @@ class EMSettings:
     batch_size: int = 500
     first_step: float = 0.9
     last_step: float = 0.05
-    pseudocount: float | tuple[float, ...] = 0.1
+    pseudocount: float | tuple[float, ...] = 0.002
     patience: int | None = None
     seed: int = 0
 
@@ -142,7 +142,7 @@ def fit(
 
     total = settings.epochs + settings.full_epochs
     with tqdm(total=total, initial=len(learner.history), desc="EM", disable=not progress) as bar:
-        while len(learner.history) < total and not learner.tired():
+        while len(learner.history) < learner.mini_epochs() + settings.full_epochs:
             train, valid = learner.epoch(bar)
             bar.set_postfix(bpd=f"{train:.4f}", valid=f"{valid:.4f}")
             bar.update()
@@ -193,6 +193,11 @@ class Rows:
         seen = None if self.seen is None else self.seen[index]
         return Rows(self.x[index], seen, self.weights[index])
 
+    def digest(self) -> str:
+        r"""Hashes the rows."""
+        parts = (self.x, self.weights) if self.seen is None else (self.x, self.weights, self.seen)
+        return checkpoints.digest(*(part.numpy() for part in parts))
+
     def observed(self) -> float:
         r"""Counts the observed values, by weight."""
         seen = self.x >= 0 if self.seen is None else self.seen
@@ -227,7 +232,10 @@ class Learner:
         r"""Yields the batches of an epoch, each with its step size."""
         N, size = len(self.rows.x), self.settings.batch_size
         count = N // size  # the rows that are left over join the last batch
-        if epoch >= self.settings.epochs or count <= 1:
+        if epoch >= self.mini_epochs():
+            yield self.rows, 1.0
+            return
+        if count <= 1:
             yield self.rows, self.settings.step(epoch, 0.5)
             return
         order = np.random.default_rng((self.settings.seed, epoch)).permutation(N)
@@ -291,13 +299,18 @@ class Learner:
         bits = -float((log_prob * self.held_out.weights.numpy()).sum()) / math.log(2)
         return bits / self.held_out.observed()
 
-    def tired(self) -> bool:
-        r"""Tells whether validation has not improved for as long as one is patient."""
-        patience = self.settings.patience
-        if patience is None or len(self.history) >= self.settings.epochs:
-            return False
-        best = int(np.argmin([valid for _, valid in self.history] or [0.0]))
-        return len(self.history) - 1 - best >= patience
+    def mini_epochs(self) -> int:
+        r"""Counts the mini-batch epochs, which end when validation has not improved for long."""
+        patience, epochs = self.settings.patience, self.settings.epochs
+        if patience is None or self.held_out is None:
+            return epochs
+        best, last = math.inf, 0
+        for epoch, (_, valid) in enumerate(self.history[:epochs]):
+            if valid < best:
+                best, last = valid, epoch
+            elif epoch - last >= patience:
+                return epoch + 1
+        return epochs
 
     # ------------------------------------------------------------------------------------------
 
@@ -361,8 +374,9 @@ class Learner:
         return {
             "settings": repr(settings),
             "tree": checkpoints.digest(tree.parent, tree.region, tree.sum_group, tree.input_group),
-            "data": checkpoints.digest(self.rows.x.numpy(), self.rows.weights.numpy()),
-            "inputs": f"{type(self.circuit.inputs).__name__} {self.circuit.units}",
+            "data": self.rows.digest(),
+            "validation": None if self.held_out is None else self.held_out.digest(),
+            "inputs": repr(self.circuit.inputs),
         }
 
 
@@ -383,14 +397,15 @@ def expected_counts_torch(
     log_root = circuit.log_root().detach().requires_grad_()
     log_sums = circuit.log_sums().detach().requires_grad_()
     beta, _ = circuit.upward(local, log_sums)
-    log_prob = torch.logsumexp(beta[0] + log_root, dim=-1)
+    log_prob = circuit.evidence(beta, log_root)
 
     possible = ~log_prob.isneginf()
     total = (log_prob[possible] * weights.to(log_prob)[possible]).sum()
-    root, sums, posterior = torch.autograd.grad(total, [log_root, log_sums, local])
+    leaves = [log_root, log_sums, local]
+    root, sums, posterior = torch.autograd.grad(total, leaves, materialize_grads=True)
     inputs = circuit.inputs.statistics(x, circuit.input_group, posterior * seen[..., None])
-    parts = (root, sums, inputs, log_prob.detach())
-    return Counts(*(part.cpu().numpy() for part in parts))
+    counts = (root, sums, inputs, log_prob.detach())
+    return Counts(*(part.cpu().numpy() for part in counts))
 
 
 def _total(counts: Counts, rows: Rows, bar: tqdm) -> float:

@@ -31,7 +31,7 @@ from .structure import Tree
 # pyright: reportMissingParameterType=false
 
 BLOCK = 64  # rows that go through the tree together
-EVERY = 4  # factors of a region after which its rows are rescaled, lest they underflow
+EVERY = 4  # factors below a region after which its rows are rescaled, lest they underflow
 
 
 class Tables(NamedTuple):
@@ -171,7 +171,7 @@ def _compiled(units: int) -> Callable[..., None]:
         values = np.empty((D, B), dtype=np.int64)
         scale = np.empty(B, dtype=np.float64)
         factors = np.empty(R, dtype=np.int64)
-        tiny = np.float32(1e-37)
+        tiny = np.float32(2e-38)
 
         for n in range(0, N, B):
             rows = min(B, N - n)
@@ -194,10 +194,10 @@ def _compiled(units: int) -> Callable[..., None]:
                             for k in range(0, K, W):
                                 store(beta, o + k, load(beta, o + k, W) * load(inputs, e + k, W))
                     factors[r] += 1
-                    if factors[r] % EVERY == 0:
+                    if factors[r] >= EVERY:
                         _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
+                        factors[r] = 0
 
-                _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
                 if r > 0:
                     o, p = r * B * K, parent[r] * B * K
                     clear(message, o, B * K, W)
@@ -205,9 +205,10 @@ def _compiled(units: int) -> Callable[..., None]:
                     add_products(message, o, beta, o, K, 1, transposed, g, B, K, K, W)
                     for k in range(0, B * K, W):
                         store(beta, p + k, load(beta, p + k, W) * load(message, o + k, W))
-                    factors[parent[r]] += 1
-                    if factors[parent[r]] % EVERY == 0:
+                    factors[parent[r]] += factors[r] + 1
+                    if factors[parent[r]] >= EVERY:
                         _rescale(beta, p, scale, log_prob, n, rows, B, K, W)
+                        factors[parent[r]] = 0
 
             for b in range(B):
                 o = b * K

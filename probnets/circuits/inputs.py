@@ -77,7 +77,7 @@ class Input(nn.Module, ABC):
 
         Arguments:
             statistics: The sum that :meth:`statistics` returns.
-            pseudocount: The count that is added to each distribution.
+            pseudocount: The count that is added for each value.
         """
 
     def check(self, x: Tensor) -> None:
@@ -177,7 +177,7 @@ class Categorical(Discrete):
 
     @torch.no_grad()
     def maximise(self, statistics: Tensor, pseudocount: float) -> None:
-        counts = statistics + pseudocount / self.values
+        counts = statistics + pseudocount
         total = counts.sum(1, keepdim=True)
         # A unit that nothing used has no counts to learn from.
         logits = (counts / _positive(total)).log()

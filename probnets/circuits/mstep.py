@@ -32,7 +32,7 @@ def maximise(
             the whole circuit without tables.
         counts: The expected counts.
         tables: The probabilities until now, of a circuit with discrete inputs.
-        pseudocount: The count that is added to each distribution.
+        pseudocount: The count that is added for each parameter.
         step: How far to move, from 0 to 1.
 
     Returns:
@@ -61,7 +61,7 @@ def maximise(
 
 def _move(counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float) -> np.ndarray:
     r"""Moves distributions along the last axis."""
-    smooth = counts + counts.dtype.type(pseudocount / counts.shape[-1])
+    smooth = counts + counts.dtype.type(pseudocount)
     total = smooth.sum(-1, keepdims=True)
     best = smooth / np.maximum(total, np.finfo(total.dtype).tiny)
     moved = (1 - step) * old + step * best if step < 1.0 else best
@@ -97,13 +97,12 @@ def _move_categorical(
 @numba.njit(cache=True, nogil=True)
 def _move_groups(counts, old, new, pseudocount, step):
     H, X, K = counts.shape
-    smooth = pseudocount / np.float32(X)
     total = np.empty(K, dtype=np.float32)
     add = np.empty(K, dtype=np.float32)
     keep = np.empty(K, dtype=np.float32)
     factor = np.empty(K, dtype=np.float32)
     for h in range(H):
-        total[:] = pseudocount
+        total[:] = pseudocount * X
         for x in range(X):
             for k in range(K):
                 total[k] += counts[h, x, k]
@@ -111,7 +110,7 @@ def _move_groups(counts, old, new, pseudocount, step):
             used = total[k] > np.float32(0.0)
             keep[k] = np.float32(1.0) - step if used else np.float32(1.0)
             factor[k] = step / total[k] if used else np.float32(0.0)
-            add[k] = smooth * factor[k]
+            add[k] = pseudocount * factor[k]
         for x in range(X):
             for k in range(K):
                 new[h, x, k] = keep[k] * old[h, x, k] + factor[k] * counts[h, x, k] + add[k]

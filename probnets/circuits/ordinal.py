@@ -56,8 +56,8 @@ class Binomial(Discrete):
     def maximise(self, statistics: Tensor, pseudocount: float) -> None:
         n = self.values - 1
         x = torch.arange(self.values, device=statistics.device, dtype=statistics.dtype)[:, None]
-        ones = (statistics * x).sum(1) + pseudocount / 2
-        zeros = (statistics * (n - x)).sum(1) + pseudocount / 2
+        ones = (statistics * x).sum(1) + pseudocount
+        zeros = (statistics * (n - x)).sum(1) + pseudocount
         used = ones + zeros > 0
         logits = (ones.log() - zeros.log()).clamp(-_SURE, _SURE)
         self.logits.copy_(torch.where(used, logits.to(self.logits), self.logits))
@@ -127,7 +127,7 @@ class DiscretisedLogistic(Discrete):
         return _logistic_table(self.mean, self.log_scale, self.values)
 
     def maximise(self, statistics: Tensor, pseudocount: float) -> None:
-        counts = statistics.detach() + pseudocount / self.values
+        counts = statistics.detach() + pseudocount
         if not bool(counts.any()):
             return
 

@@ -81,7 +81,7 @@ def posterior(circuit: TreeCircuit, x: Tensor, observed: Tensor | None = None) -
     x, seen, batch = circuit.prepare(x, observed)
     local = circuit.local(x, seen)
     beta, message = circuit.upward(local)
-    _possible(torch.logsumexp(beta[0] + circuit.log_root(), dim=-1))
+    _possible(circuit.evidence(beta))
     factors = _factors(circuit, local, message)
     outside = circuit.downward(_without(factors, circuit.parent, message))
     result = (beta + outside).softmax(-1).transpose(0, 1)
@@ -217,8 +217,8 @@ def conditional_sample(
     shape = x.shape
     x, seen, _ = circuit.prepare(x, observed)
     beta, _ = circuit.upward(circuit.local(x, seen))
+    _possible(circuit.evidence(beta))
     root = beta[0] + circuit.log_root()
-    _possible(root.logsumexp(-1))
 
     N, R = count * len(x), circuit.tree.regions
     states = torch.zeros(N, R, dtype=torch.long, device=x.device)

@@ -37,7 +37,7 @@ def kmeans_start(
     data: np.ndarray | Tensor,
     *,
     rows: int = 10_000,
-    pseudocount: float = 1.0,
+    pseudocount: float = 0.01,
     seed: int = 0,
 ) -> None:
     r"""Sets the parameters to what a clustering of the data suggests, in place.
@@ -54,7 +54,7 @@ def kmeans_start(
         circuit: The circuit.
         data: The data, with shape :math:`(N, D)` or the circuit's shape after :math:`N`.
         rows: The number of rows that are clustered.
-        pseudocount: The count that is added to each distribution.
+        pseudocount: The count that is added for each parameter.
         seed: The seed of rows and clusters.
     """
     source = np.random.default_rng(seed)
@@ -72,9 +72,9 @@ def kmeans_start(
     values = torch.from_numpy(x).to(weights if part.seen is not None else torch.int64)
     circuit.inputs.maximise(circuit.inputs.statistics(values, group, weights), pseudocount)
 
-    root = np.bincount(labels[:, 0], minlength=K) + pseudocount / K
+    root = np.bincount(labels[:, 0], minlength=K) + pseudocount
     circuit.root_logits.copy_(torch.from_numpy(np.log(root / root.sum())))
-    sums = np.full((tree.sums, K, K), pseudocount / K)
+    sums = np.full((tree.sums, K, K), pseudocount)
     for r in range(1, tree.regions):
         pairs = labels[:, tree.parent[r]] * K + labels[:, r]
         sums[tree.sum_group[r]] += np.bincount(pairs, minlength=K * K).reshape(K, K)
@@ -94,7 +94,9 @@ def _labels(tree: Tree, x: np.ndarray, units: int, seed: int) -> np.ndarray:
             count = min(units, len(features))
             # SciPy has renamed the seed, whose old name every version takes.
             start = {"minit": "points", "seed": noise}
-            return vq.kmeans2(features, count, iter=8, **start)[1]
+            centres, labels = vq.kmeans2(features, count, iter=8, **start)
+        # In the order of their means, for regions that share parameters to agree on.
+        return centres.mean(axis=1).argsort().argsort()[labels]
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return np.stack(list(pool.map(cluster, range(tree.regions))), axis=1)

@@ -1,6 +1,6 @@
 r"""Coding many rows of values with a circuit: to streams and back."""
 
-__all__ = ["GROUP", "check_rows", "decode_rows", "encode_rows"]
+__all__ = ["GROUP", "check_rows", "check_streams", "decode_rows", "encode_rows"]
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from .errors import StreamError
+from .errors import unsound_stream
 from .loops import BLOCK, compiled_decode, compiled_encode
 from .rangeloops import coder_states, stream_capacity
-from .schedule import Schedule
+from .schedule import CODE, Schedule
 from .tables import CodeTables
 
 T = TypeVar("T")
@@ -52,7 +52,8 @@ def encode_rows(
     x = check_rows(tables, x)
     schedule = Schedule.depth_first(tables.tree, present)
     group = GROUP if chained else 1
-    capacity = stream_capacity(len(schedule.operations) * group)
+    coded = int((schedule.operations[:, 0] == CODE).sum())
+    capacity = stream_capacity(coded * group)
     loop = compiled_encode(tables.units)
 
     def job(rows: slice) -> list[bytes]:
@@ -62,9 +63,8 @@ def encode_rows(
         ends = np.zeros(streams, dtype=np.int64)
         data = np.empty(streams * capacity, dtype=np.uint8)
         out = np.empty((coders, capacity), dtype=np.uint8)
-        buffers = _buffers(tables, schedule, len(part))
-        model = _model(tables)
-        loop(part, group, schedule.operations, *model, *buffers, coder_states(coders), out, data, ends)
+        work = schedule.operations, *_model(tables), *_buffers(tables, schedule)
+        loop(part, group, *work, coder_states(coders), out, data, ends)
         starts = [0, *ends[:-1].tolist()]
         return [data[a:b].tobytes() for a, b in zip(starts, ends.tolist(), strict=True)]
 
@@ -97,29 +97,23 @@ def decode_rows(
         StreamError: If a stream is not one that the encoder wrote.
         ValueError: If there are more or fewer streams than the rows need.
     """
+    check_streams(streams, count, chained=chained)
     group = GROUP if chained else 1
-    if len(streams) != -(-count // group):
-        raise ValueError(f"expected {-(-count // group)} streams, got {len(streams)}")
     schedule = Schedule.depth_first(tables.tree, present)
     dtype = np.uint8 if tables.values <= 256 else np.uint16
     x = np.zeros((count, tables.tree.variables), dtype=dtype)
     loop = compiled_decode(tables.units)
 
-    def job(rows: slice) -> bool:
+    def job(rows: slice) -> None:
         part = streams[rows.start // group : -(-rows.stop // group)]
         ends = np.array([0, *accumulate(map(len, part))], dtype=np.int64)
         data = np.frombuffer(bytearray(b"".join(part)), np.uint8)
-        buffers = _buffers(tables, schedule, rows.stop - rows.start)
         states = coder_states(1 if chained else min(BLOCK, rows.stop - rows.start))
-        return loop(
-            x[rows], group, schedule.operations, *_model(tables), *buffers, states, data, ends
-        )
+        work = schedule.operations, *_model(tables), *_buffers(tables, schedule)
+        if not loop(x[rows], group, *work, states, data, ends, tables.modes):
+            raise unsound_stream()
 
-    if not all(_parallel(job, count, workers)):
-        raise StreamError(
-            "expected a stream of this model, got one that decodes to something else; "
-            "it is damaged, or another model wrote it"
-        )
+    _parallel(job, count, workers)
     return x
 
 
@@ -137,13 +131,20 @@ def check_rows(tables: CodeTables, x: np.ndarray) -> np.ndarray:
     return x.astype(np.uint8 if tables.values <= 256 else np.uint16, copy=False)
 
 
+def check_streams(streams: Sequence[bytes], count: int, *, chained: bool) -> None:
+    r"""Checks that there are as many streams as so many rows need."""
+    needed = -(-count // GROUP) if chained else count
+    if len(streams) != needed:
+        raise ValueError(f"expected {needed} streams for {count} rows, got {len(streams)}")
+
+
 def _model(tables: CodeTables) -> tuple:
     down, up = tables.matrices
     root = tables.root.astype(np.float64)
     return root, down, up, tables.cumulative.ravel(), tables.values, tables.bits
 
 
-def _buffers(tables: CodeTables, schedule: Schedule, rows: int) -> list[np.ndarray]:
+def _buffers(tables: CodeTables, schedule: Schedule) -> list[np.ndarray]:
     size = BLOCK * tables.units
     return [np.ones(n * size) for n in (schedule.slots, schedule.slots, 1, 1)]
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from probnets.circuits import TreeCircuit
 
 from .codec import GROUP, decode_rows, encode_rows
 from .errors import StreamError
-from .images import ImageLike, as_array, group_widths, join_planes, split_planes
+from .images import ImageLike, as_array
 from .models import ImageModel, as_model
-from .stream import LIMIT, Header, Reader, index, open_stream, seal, varint
-from .tiles import cut, paste, tile_classes
-from .transforms import forward, inverse
+from .stream import DTYPES, LIMIT, Header, Reader, index, open_stream, seal
+from .tilecodec import decode_tiles, encode_tiles
 
 Model = ImageModel | TreeCircuit | str | Path | None
 
@@ -52,12 +52,11 @@ def compress(img: ImageLike, pc_model: Model = None, *, workers: int | None = No
     """
     model = as_model(pc_model)
     if model.kind == "whole":
-        array = _whole(model, img, batch=False)
-        rows = array.reshape(1, -1)
-        payload = encode_rows(model.tables, _plain(rows), workers=workers)[0]
+        array = _whole(model, img)
+        payload = encode_rows(model.tables, _rows(array, 1), workers=workers)[0]
     else:
         array = as_array(img)
-        payload = _encode_tiles(model, array, workers)
+        payload = encode_tiles(model, array, workers=workers)
     return seal(Header(model.digest, array.dtype, array.shape), payload)
 
 
@@ -73,7 +72,11 @@ def decompress(
             forged streams.
         workers: The number of threads. By default as many as PyTorch uses.
 
+    Returns:
+        The image.
+
     Raises:
+        TypeError: If the stream is not made of bytes.
         StreamError: If it is not a sound stream of this model.
     """
     model = as_model(pc_model)
@@ -82,12 +85,11 @@ def decompress(
     if header.batch:
         raise StreamError("expected the stream of one image, got a batch; use decompress_batch")
     if model.kind == "tiles":
-        array = _decode_tiles(model, header, reader, workers)
-        reader.end()
-        return array
+        return decode_tiles(model, header.shape, header.dtype, reader, workers=workers)
     _check_whole(model, header.shape)
     streams = [reader.take(reader.left)]
-    return _restore(decode_rows(model.tables, streams, 1, workers=workers), header)
+    x = decode_rows(model.tables, streams, 1, workers=workers)
+    return _restore(x, header.shape, header.dtype)
 
 
 def compress_batch(
@@ -111,24 +113,28 @@ def compress_batch(
     Returns:
         The stream, which :func:`decompress_batch` takes.
 
+    Raises:
+        TypeError: If these are not images, or their dtype cannot be coded.
+        ValueError: If there are none, or if their shapes, dtypes or values do not fit.
+
     Example:
         >>> images = np.zeros((3, 8, 8), dtype=np.uint8)
         >>> decompress_batch(compress_batch(images)).shape
         (3, 8, 8)
     """
     model = as_model(pc_model)
+    if isinstance(images, str | Path):
+        raise TypeError(f"expected a sequence of images, got the path {str(images)!r}")
     if model.kind == "whole":
-        array = _whole(model, images, batch=True)
-        streams = encode_rows(
-            model.tables, _plain(array.reshape(len(array), -1)), chained=chained, workers=workers
-        )
+        array = _whole_batch(model, images)
+        shape, dtype = array.shape, array.dtype
+        rows = _rows(array, len(array))
+        streams = encode_rows(model.tables, rows, chained=chained, workers=workers)
     else:
-        arrays = [as_array(img) for img in images]
-        if len({(a.shape, a.dtype) for a in arrays}) != 1:
-            raise ValueError("expected images of one shape and dtype; compress others one by one")
-        streams = [_encode_tiles(model, a, workers) for a in arrays]
-        array, chained = np.broadcast_to(arrays[0], (len(arrays), *arrays[0].shape)), False
-    header = Header(model.digest, array.dtype, array.shape, batch=True)
+        arrays = _alike([as_array(img) for img in images])
+        shape, dtype, chained = (len(arrays), *arrays[0].shape), arrays[0].dtype, False
+        streams = [encode_tiles(model, a, workers=workers) for a in arrays]
+    header = Header(model.digest, dtype, shape, batch=True)
     return seal(header, bytes([chained]) + index(streams) + b"".join(streams))
 
 
@@ -154,6 +160,8 @@ def decompress_batch(
         The images, with shape :math:`(N, H, W)` or :math:`(N, H, W, C)`.
 
     Raises:
+        TypeError: If the stream is not made of bytes, or the images are not given by a slice.
+        ValueError: If the slice has another step.
         StreamError: If it is not a sound stream of this model.
     """
     model = as_model(pc_model)
@@ -161,38 +169,30 @@ def decompress_batch(
     _check_model(model, header)
     if not header.batch or len(header.shape) < 2:
         raise StreamError("expected a batch, got the stream of one image; use decompress")
+    count, *shape = header.shape
+    first, last = _selected(select, count)
+
     chained = reader.take(1)[0]
     if chained > (model.kind == "whole"):
         raise StreamError(f"expected a kind of batch that exists, got {chained}")
-
-    count, *shape = header.shape
     group = GROUP if chained else 1
-    lengths = reader.index(-(-count // group))
-    first, last, step = (select or slice(None)).indices(count)
-    if step != 1:
-        raise ValueError(f"expected images in a row, got a step of {step}; select from the result")
-    begin = first // group
-    end = max(-(-last // group), begin)
-    reader.take(sum(lengths[:begin]))
-    streams = [reader.take(n) for n in lengths[begin:end]]
-    reader.take(sum(lengths[end:]))
+    streams = [reader.take(n) for n in reader.index(-(-count // group))]
     reader.end()
 
-    if model.kind == "whole":
-        _check_whole(model, tuple(shape))
-        rows = min(count, end * group) - begin * group
-        x = decode_rows(
-            model.tables, streams, max(rows, 0), chained=bool(chained), workers=workers
-        )[first - begin * group : max(last, first) - begin * group]
-        return _restore(x, Header(header.digest, header.dtype, (len(x), *shape)))
+    begin, end = first // group, -(-last // group)
+    streams = streams[begin:end] if first < last else []
+    if model.kind == "tiles":
+        images = np.empty((len(streams), *shape), dtype=header.dtype)
+        for image, stream in zip(images, streams, strict=True):
+            part = Reader(stream)
+            image[...] = decode_tiles(model, image.shape, image.dtype, part, workers=workers)
+        return images
 
-    one = Header(header.digest, header.dtype, tuple(shape))
-    images = np.empty((len(streams), *shape), dtype=header.dtype)
-    for image, stream in zip(images, streams, strict=True):
-        part = Reader(stream)
-        image[...] = _decode_tiles(model, one, part, workers)
-        part.end()
-    return images
+    _check_whole(model, tuple(shape))
+    rows = min(count, end * group) - begin * group if streams else 0
+    x = decode_rows(model.tables, streams, rows, chained=bool(chained), workers=workers)
+    x = x[first - begin * group : last - begin * group] if streams else x
+    return _restore(x, (len(x), *shape), header.dtype)
 
 
 def _check_model(model: ImageModel, header: Header) -> None:
@@ -215,114 +215,66 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _whole(
-    model: ImageModel, img: np.ndarray | ImageLike | Sequence[ImageLike], *, batch: bool
-) -> np.ndarray:
-    r"""Checks that images have the shape of a model of whole images."""
-    if batch and not isinstance(img, np.ndarray):
-        arrays = [_whole(model, one, batch=False) for one in img]  # type: ignore[union-attr]
-        if len({(a.shape, a.dtype) for a in arrays}) != 1:
-            raise ValueError("expected images of one shape and dtype, got none or several")
-        return np.stack(arrays)
-    array = img if batch or _is_vector(model, img) else as_array(img)  # type: ignore[arg-type]
-    array = np.ascontiguousarray(array)
-    shape = array.shape[1:] if batch else array.shape
-    if array.dtype.name not in ("bool", "uint8", "uint16") or array.size == 0:
-        raise TypeError(
-            f"expected images of bool, uint8 or uint16, got {array.dtype} with shape {array.shape}"
+def _selected(select: slice | None, count: int) -> tuple[int, int]:
+    r"""Returns the first of the images that are wanted, and one past the last."""
+    if not isinstance(select, slice | None):
+        raise TypeError(f"expected a slice of the images, got {type(select).__name__}")
+    first, last, step = (select or slice(None)).indices(count)
+    if step != 1:
+        raise ValueError(f"expected images in a row, got a step of {step}; select from the result")
+    return first, last
+
+
+def _alike(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    r"""Checks that there are images, all of one shape and dtype."""
+    kinds = sorted({f"{a.shape} of {a.dtype}" for a in arrays})
+    if len(kinds) != 1:
+        raise ValueError(
+            f"expected images of one shape and dtype, got {', '.join(kinds) or 'none'}; "
+            "compress others one by one"
         )
+    return arrays
+
+
+def _whole(model: ImageModel, img: ImageLike) -> np.ndarray:
+    r"""Returns an image that has the shape of a model of whole images."""
+    if isinstance(img, np.ndarray | Tensor) and img.ndim == len(model.shape) == 1:
+        array = np.asarray(img)  # a vector, which is no image
+    else:
+        array = as_array(img)
+    _check_fit(model, array.shape, array.dtype)
+    return array
+
+
+def _whole_batch(model: ImageModel, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
+    r"""Returns images that have the shape of a model of whole images as one array."""
+    if not isinstance(images, np.ndarray):
+        return np.stack(_alike([_whole(model, img) for img in images]))
+    if len(images) == 0:
+        raise ValueError(f"expected one image or more, got shape {images.shape}")
+    _check_fit(model, images.shape[1:], images.dtype)
+    return images
+
+
+def _check_fit(model: ImageModel, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.name not in DTYPES:
+        raise TypeError(f"expected images of bool, uint8 or uint16, got {dtype}")
     if _core(shape) != _core(model.shape):
         raise ValueError(
             f"expected an image with shape {model.shape}, got {shape}; a model of tiles takes "
             "images of any shape"
         )
-    return array
 
 
-def _is_vector(model: ImageModel, img: object) -> bool:
-    return isinstance(img, np.ndarray) and img.ndim == 1 and len(model.shape) == 1
+def _rows(array: np.ndarray, count: int) -> np.ndarray:
+    r"""Lays images out as so many rows of numbers."""
+    rows = array.reshape(count, -1)
+    return rows.astype(np.uint8) if rows.dtype == np.bool_ else rows
 
 
-def _plain(rows: np.ndarray) -> np.ndarray:
-    return rows.view(np.uint8) if rows.dtype == np.bool_ else rows
-
-
-def _restore(x: np.ndarray, header: Header) -> np.ndarray:
-    most = 1 if header.dtype == np.bool_ else np.iinfo(header.dtype).max
+def _restore(x: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    r"""Lays rows of numbers out as images."""
+    most = 1 if dtype == np.bool_ else np.iinfo(dtype).max
     if x.size and x.max() > most:
-        raise StreamError(f"expected values of {header.dtype}, got {x.max()}; it is damaged")
-    return x.astype(header.dtype).reshape(header.shape)
-
-
-# ----------------------------------------------------------------------------------------------
-# Tiles
-
-_RAW, _CODED = 0, 1
-
-
-def _encode_tiles(model: ImageModel, array: np.ndarray, workers: int | None) -> bytes:
-    r"""Codes the groups of planes of an image one after the other."""
-    out = []
-    for planes in split_planes(array):
-        symbols = forward(planes)
-        parts = []
-        for cls in tile_classes(*array.shape[:2], tile=model.shape[:2]):
-            rows, present = _tile_rows(model, cut(symbols, cls), cls.mask)
-            streams = encode_rows(
-                model.tables, rows, present=present, chained=True, workers=workers
-            )
-            parts += [index(streams), *streams]
-        coded = b"".join(parts)
-        # Noise, say the low bytes of 16 bits, is not worth coding.
-        if len(coded) < planes.size:
-            out += [bytes([_CODED]), coded]
-        else:
-            out += [bytes([_RAW]), planes.tobytes()]
-    return b"".join(out)
-
-
-def _tile_rows(
-    model: ImageModel, tiles: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    r"""Lays tiles with one or three channels out as rows of the circuit."""
-    channels = tiles.shape[-1]
-    rows = np.zeros((len(tiles), *model.shape), dtype=np.uint16)
-    rows[..., :channels] = tiles
-    present = np.zeros(model.shape, dtype=bool)
-    present[..., :channels] = mask[..., None]
-    return rows.reshape(len(tiles), present.size), present.ravel()
-
-
-def _decode_tiles(
-    model: ImageModel, header: Header, reader: Reader, workers: int | None
-) -> np.ndarray:
-    try:
-        widths = group_widths(header.shape, header.dtype)
-    except (TypeError, ValueError) as error:
-        raise StreamError(f"expected an image: {error}") from None
-    height, width = header.shape[:2]
-    groups = []
-    for channels in widths:
-        coded = reader.take(1)[0]
-        if coded == _RAW:
-            raw = reader.take(height * width * channels)
-            groups.append(np.frombuffer(raw, np.uint8).reshape(height, width, channels))
-            continue
-        if coded != _CODED:
-            raise StreamError(f"expected planes raw or coded, got {coded}; it is damaged")
-        symbols = np.zeros((height, width, channels), dtype=np.int16)
-        for cls in tile_classes(height, width, tile=model.shape[:2]):
-            streams = [reader.take(n) for n in reader.index(-(-cls.total // GROUP))]
-            _, present = _tile_rows(model, np.zeros((0, *model.shape[:2], channels)), cls.mask)
-            rows = decode_rows(
-                model.tables, streams, cls.total, present=present, chained=True, workers=workers
-            )
-            paste(symbols, cls, rows.reshape(-1, *model.shape)[..., :channels].astype(np.int16))
-        try:
-            groups.append(inverse(symbols))
-        except ValueError as error:
-            raise StreamError(f"expected residuals of an image: {error}") from None
-    try:
-        return join_planes(groups, header.shape, header.dtype)
-    except ValueError as error:
-        raise StreamError(f"expected values of {header.dtype}: {error}") from None
+        raise StreamError(f"expected values of {dtype}, got {x.max()}; it is damaged")
+    return x.astype(dtype).reshape(shape)

@@ -1,6 +1,6 @@
 r"""What goes wrong in decoding."""
 
-__all__ = ["StreamError"]
+__all__ = ["StreamError", "unsound_stream"]
 
 
 class StreamError(ValueError):
@@ -13,3 +13,11 @@ class StreamError(ValueError):
         ...
         probnets.coding.errors.StreamError: expected a probnets stream, got foreign bytes
     """
+
+
+def unsound_stream() -> StreamError:
+    r"""Returns the error for a stream that decodes to what its encoder did not encode."""
+    return StreamError(
+        "expected a stream of this model, got one that decodes to something else; "
+        "it is damaged, or another model wrote it"
+    )

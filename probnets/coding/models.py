@@ -2,6 +2,7 @@ r"""Models of images: integer tables with a shape, in a file."""
 
 __all__ = ["ImageModel", "as_model", "pretrained"]
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -40,7 +41,8 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         D = self.tables.tree.variables
-        if int(np.prod(self.shape)) != D or min(self.shape, default=0) < 1:
+        whole = all(isinstance(n, int) and n >= 1 for n in self.shape)
+        if not self.shape or not whole or math.prod(self.shape) != D:
             raise ValueError(f"expected a shape of {D} elements, got {self.shape}")
         if self.kind == "tiles" and not (
             len(self.shape) == 3 and self.shape[2] == 3 and self.tables.values == 512
@@ -109,6 +111,8 @@ class ImageModel:
             ValueError: If it is not the file of a model.
         """
         arrays, facts = read(path)
+        if not isinstance(facts, dict):
+            raise ValueError(f"expected an image model in {path}, got {facts!r}")
         if facts.get("what") != "image model":
             raise ValueError(f"expected an image model in {path}, got {facts.get('what')!r}")
         if facts.get("format") != FORMAT:
@@ -117,12 +121,8 @@ class ImageModel:
                 "a newer probnets may read it"
             )
         try:
-            parts = ("parent", "region", "sum_group", "input_group")
-            parent, region, sums, inputs = (arrays[name].astype(np.int64) for name in parts)
-            again = Tree.from_parents(parent, region)
-            tree = Tree(parent, region, sums, inputs, np.arange(parent.size))
-            if not np.array_equal(again.parent, parent) or not np.array_equal(again.region, region):
-                raise ValueError("the tree is not in depth-first order")
+            parts = [arrays[name] for name in ("parent", "region", "sum_group", "input_group")]
+            tree = Tree(*parts, origin=np.arange(parts[0].size))
             tables = CodeTables(tree, arrays["root"], arrays["sums"], arrays["cumulative"])
             return cls(tables, tuple(facts["shape"]), facts["kind"])
         except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import GROUP, check_rows
-from .errors import StreamError
+from .codec import GROUP, check_rows, check_streams
+from .errors import unsound_stream
 from .loops import BLOCK
 from .rangecoder import RangeDecoder
 from .rangeloops import LockstepDecoder, encode_chain, encode_intervals
@@ -85,7 +85,9 @@ def decode_rows_torch(
 
     Raises:
         StreamError: If a stream is not one that the encoder wrote.
+        ValueError: If there are more or fewer streams than the rows need.
     """
+    check_streams(streams, count, chained=chained)
     x = np.zeros((count, tables.tree.variables), dtype=np.int64)
     if not chained:
         lockstep = LockstepDecoder(streams)
@@ -111,7 +113,7 @@ def decode_rows_torch(
                 _run(tables, len(block), present, _in_turn(decoder, block), device)
             sound = sound and decoder.canonical()
     if not sound:
-        raise StreamError("expected a stream of this model, got one that decodes to something else")
+        raise unsound_stream()
     return x.astype(np.uint8 if tables.values <= 256 else np.uint16)
 
 
@@ -159,7 +161,8 @@ def _run(
         known = below.get(region)
         below[region] = _normalise(message if known is None else message * known, bits)
 
-    for kind, r, parent, v, group, *_ in Schedule.depth_first(tables.tree, present).operations.tolist():
+    schedule = Schedule.depth_first(tables.tree, present)
+    for kind, r, parent, v, group, *_ in schedule.operations.tolist():
         if kind == ENTER and parent < 0:
             prior[r] = _normalise(root.expand(rows, -1), bits)
         elif kind == ENTER:
@@ -172,9 +175,7 @@ def _run(
             value = code(v, bounds.long())
             learn(r, table[value + 1] - table[value])
         else:
-            message = below.pop(r) @ sums[group].T
-            # A first message is rounded once, a further one before and after it is multiplied in.
-            learn(parent, _normalise(message, bits) if parent in below else message)
+            learn(parent, below.pop(r) @ sums[group].T)
 
 
 def _normalise(rows: Tensor, bits: int) -> Tensor:

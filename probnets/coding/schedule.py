@@ -47,8 +47,16 @@ class Schedule:
             tree: The tree.
             present: Which variables are coded, with shape :math:`(D,)`; the others are summed
                 out, and subtrees without any are not entered. By default all.
+
+        Raises:
+            ValueError: If it does not tell for each variable whether it is coded.
         """
-        present = np.ones(tree.variables, bool) if present is None else present
+        present = np.ones(tree.variables, np.bool_) if present is None else np.asarray(present)
+        if present.shape != (tree.variables,) or present.dtype != np.bool_:
+            raise ValueError(
+                f"expected present as bool with shape ({tree.variables},), "
+                f"got {present.dtype} with shape {present.shape}"
+            )
         steps = _walk(tree, present)
         while steps and steps[-1][0] != CODE:
             steps.pop()  # nobody asks any more
@@ -78,6 +86,7 @@ def _walk(tree: Tree, present: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def _assign_slots(tree: Tree, steps: list[tuple[int, int, int]]) -> Schedule:
+    r"""Gives each region a slot from when it is entered until nothing needs it any more."""
     last: dict[int, int] = {}
     for t, (kind, r, _) in enumerate(steps):
         last[r] = t
@@ -104,7 +113,5 @@ def _assign_slots(tree: Tree, steps: list[tuple[int, int, int]]) -> Schedule:
         rows[t] = (kind, r, parent, v, group, slot[r], above, subject not in informed)
         if kind != ENTER:
             informed.add(subject)
-        for region in (r, parent):
-            if region in slot and last[region] == t:
-                free.append(slot.pop(region))
+        free.extend(slot.pop(s) for s in (r, parent) if s in slot and last[s] == t)
     return Schedule(rows, slots)

@@ -16,7 +16,7 @@ A variable-length integer has seven bits a byte, the lowest first, and the high 
 more follow.
 """
 
-__all__ = ["Header", "Reader", "open_stream", "seal", "varint"]
+__all__ = ["Header", "Reader", "index", "open_stream", "seal", "varint"]
 
 import math
 import struct
@@ -52,6 +52,8 @@ class Header:
 
     def pack(self) -> bytes:
         r"""Returns the bytes of the header."""
+        if len(self.shape) > 31:
+            raise ValueError(f"expected at most 31 axes, got {len(self.shape)}")
         kind = DTYPES.index(self.dtype.name) | len(self.shape) << 2 | self.batch << 7
         sizes = b"".join(varint(n) for n in self.shape)
         return MAGIC + bytes([VERSION]) + self.digest + bytes([kind]) + sizes

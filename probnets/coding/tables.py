@@ -38,14 +38,14 @@ class CodeTables:
     cumulative: np.ndarray
 
     def __post_init__(self) -> None:
-        K, X = self.root.size, self.cumulative.shape[1] - 1
+        K, X = self.root.size, self.cumulative.shape[1] - 1 if self.cumulative.ndim == 3 else 0
         shapes = (self.root.shape, self.sums.shape, self.cumulative.shape)
         expected = ((K,), (self.tree.sums, K, K), (self.tree.inputs, X + 1, K))
         if shapes != expected or any(a.dtype != np.int32 for a in self._arrays()):
             raise ValueError(f"expected int32 tables with shapes {expected}, got {shapes}")
-        steps = np.diff(self.cumulative, axis=1)
+        steps = np.diff(self.cumulative.astype(np.int64), axis=1)
         sound = (
-            X >= 1
+            min(X, K) >= 1
             and self.root.min() >= 0
             and self.root.sum() == TOTAL
             and (self.sums.size == 0 or self.sums.min() >= 0)
@@ -118,6 +118,12 @@ class CodeTables:
         r"""The sum matrices and their transposes as float64, flat."""
         sums = self.sums.astype(np.float64)
         return sums.ravel(), np.ascontiguousarray(sums.transpose(0, 2, 1)).ravel()
+
+
+    @cached_property
+    def modes(self) -> np.ndarray:
+        r"""The value that most units together find most probable, with shape :math:`(H,)`."""
+        return np.diff(self.cumulative, axis=1).sum(-1, dtype=np.int64).argmax(1)
 
 
 def _cumulative(probs: np.ndarray, *, floor: int = 0) -> np.ndarray:

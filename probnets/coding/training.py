@@ -4,7 +4,6 @@ __all__ = ["tile_rows", "train_tiles", "train_whole"]
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ def train_whole(
     units: int = 16,
     settings: EMSettings | None = None,
     checkpoint: str | Path | None = None,
-    **options: Any,
+    progress: bool = True,
 ) -> tuple[ImageModel, TreeCircuit, FitResult]:
     r"""Learns a hidden Chow-Liu tree of small images of one shape.
 
@@ -38,7 +37,7 @@ def train_whole(
         units: The number of units :math:`K`.
         settings: The settings of expectation maximisation.
         checkpoint: The file to resume from.
-        options: What else :func:`probnets.circuits.fit` takes.
+        progress: Whether to show a progress bar.
 
     Returns:
         The model, the circuit it was rounded from, and how the fit went.
@@ -57,10 +56,12 @@ def train_whole(
     train, valid = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
 
     tree = hidden_chow_liu_tree(train)
-    circuit = TreeCircuit(tree, _categorical(tree.inputs, units, values, settings.seed),
-                          shape=images.shape[1:])  # fmt: skip
+    inputs = _categorical(tree.inputs, units, values, settings.seed)
+    circuit = TreeCircuit(tree, inputs, shape=images.shape[1:])
     random_start(circuit, generator=torch.Generator().manual_seed(settings.seed))
-    result = fit(circuit, train, settings, validation=valid, checkpoint=checkpoint, **options)
+    result = fit(
+        circuit, train, settings, validation=valid, checkpoint=checkpoint, progress=progress
+    )
     return ImageModel.from_circuit(circuit), circuit, result
 
 
@@ -71,7 +72,7 @@ def train_tiles(
     tile: int = 16,
     settings: EMSettings | None = None,
     checkpoint: str | Path | None = None,
-    **options: Any,
+    progress: bool = True,
 ) -> tuple[ImageModel, TreeCircuit, FitResult]:
     r"""Learns a tied quad tree of tiles of residuals, for images of any size.
 
@@ -84,21 +85,24 @@ def train_tiles(
         tile: The side of a tile, in pixels.
         settings: The settings of expectation maximisation.
         checkpoint: The file to resume from.
-        options: What else :func:`probnets.circuits.fit` takes.
+        progress: Whether to show a progress bar.
 
     Returns:
         The model, the circuit it was rounded from, and how the fit went.
     """
     settings = settings or EMSettings()
     rows = tile_rows(images, tile)
+    if len(rows) < 20:
+        raise ValueError(f"expected images with 10 complete tiles or more, got {len(rows) // 2}")
     tree = quad_tree(tile, tile, channels=3, tied=True)
     inputs = _categorical(tree.inputs, units, 512, settings.seed)
     circuit = TreeCircuit(tree, inputs, shape=(tile, tile, 3))
     kmeans_start(circuit, rows, seed=settings.seed)
 
     held = np.arange(len(rows)) % 20 == 19
+    train, valid = rows[~held], rows[held]
     result = fit(
-        circuit, rows[~held], settings, validation=rows[held], checkpoint=checkpoint, **options
+        circuit, train, settings, validation=valid, checkpoint=checkpoint, progress=progress
     )
     return ImageModel.from_circuit(circuit, kind="tiles"), circuit, result
 
@@ -123,11 +127,13 @@ def tile_rows(images: Iterable[ImageLike], tile: int) -> np.ndarray:
             continue
         for view in (array[..., :3], array[..., :3].transpose(1, 0, 2)):
             symbols = forward(np.ascontiguousarray(view))
-            for cls in tile_classes(*view.shape[:2], tile=(tile, tile)):
-                if cls.mask.all():
-                    rows.append(cut(symbols, cls).reshape(cls.total, -1))
+            classes = tile_classes(*view.shape[:2], tile=(tile, tile))
+            whole = [cls for cls in classes if cls.mask.all()]
+            rows.extend(cut(symbols, cls).reshape(cls.total, -1) for cls in whole)
     if not rows:
-        raise ValueError(f"expected an image in colour of {tile} x {tile} pixels or more, got none")
+        raise ValueError(
+            f"expected an image in colour of {tile} x {tile} pixels or more, got none"
+        )
     return np.concatenate(rows)
 
 

@@ -1,0 +1,161 @@
+r"""How many bits, and how much time, does coding with a circuit take?
+
+Trains hidden Chow-Liu trees on MNIST, codes the 10,000 test images, and prints bits per dimension
+beside the ideal code length, and times beside those published for a GPU. Then compares the cost
+per variable of depth-first coding with that of the path scheme, as images grow.
+
+    python benchmarks/circuit_coding.py [--data FOLDER] [--units 16 32] [--smoke]
+
+Trained circuits are kept in runs/ and trained anew when that is empty.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from probnets import data
+from probnets.circuits import (
+    Categorical,
+    PathEvaluator,
+    TreeCircuit,
+    binary_tree,
+    hidden_chow_liu_tree,
+    load_circuit,
+    path_conditionals,
+    save_circuit,
+)
+from probnets.circuits.em import EMSettings, fit
+from probnets.coding import CodeTables, decode_rows, encode_rows
+from probnets.coding.schedule import Schedule
+
+EPOCHS = {16: 20, 32: 50}
+PUBLISHED = {16: (1.26, 9, 44), 32: (1.20, 26, 142)}  # bpd, seconds to encode and decode, a GPU
+SIDES = (8, 16, 32, 64)
+
+
+def main(argv: list[str] | None = None) -> int:
+    r"""Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="the folder with mnist.npz")
+    parser.add_argument("--units", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--smoke", action="store_true", help="seconds, on synthetic images")
+    options = parser.parse_args(argv)
+
+    if options.smoke:
+        options.units = [4]
+        source = np.random.default_rng(0)
+        train, test = (source.integers(0, 256, (n, 36), dtype=np.uint8) for n in (400, 100))
+    else:
+        digits = data.mnist(options.data)
+        train, test = digits.train.reshape(-1, 784), digits.test.reshape(-1, 784)
+
+    print(f"threads: {torch.get_num_threads()}; test images: {len(test)}")
+    for units in options.units:
+        folder = None if options.smoke else options.runs
+        report_coding(units, trained(units, train, folder), test)
+    report_scaling(SIDES[:2] if options.smoke else SIDES)
+    return 0
+
+
+def trained(units: int, train: np.ndarray, folder: Path | None) -> TreeCircuit:
+    r"""Trains a circuit, or loads it from the folder. Every twentieth image is held out."""
+    path = None if folder is None else folder / f"mnist-{units}.safetensors"
+    if path is not None and path.exists():
+        return load_circuit(path)
+    held = np.arange(len(train)) % 20 == 19
+    torch.manual_seed(0)
+    tree = hidden_chow_liu_tree(train[~held])
+    circuit = TreeCircuit(tree, Categorical(tree.inputs, units, 256))
+    settings = EMSettings(
+        epochs=EPOCHS.get(units, 2), last_step=0.03, pseudocount=(0.002, 0.006, 0.02, 0.06, 0.2)
+    )
+    start = time.perf_counter()
+    result = fit(circuit, train[~held], settings, validation=train[held])
+    print(
+        f"K={units}: trained {len(result.history)} epochs in {time.perf_counter() - start:.0f} s, "
+        f"validation {result.best:.4f} bpd, pseudocount {result.pseudocount}"
+    )
+    if path is not None:
+        save_circuit(circuit, path)
+    return circuit
+
+
+def report_coding(units: int, circuit: TreeCircuit, test: np.ndarray) -> None:
+    r"""Prints code lengths and times for the test images."""
+    tables = CodeTables.from_circuit(circuit)
+    dimensions = test.size
+    ideal = circuit.double().log_prob(torch.from_numpy(test)).sum().item()
+    circuit.float()
+    bits = -ideal / math.log(2) / dimensions
+    bpd, *seconds = PUBLISHED.get(units, (math.nan,) * 3)
+    print(f"\nK={units}, ideal {bits:.4f} bpd (published {bpd}, theoretical)")
+    print("streams      bpd     over ideal   encode s   decode s   published GPU s   exact")
+    for chained in (False, True):
+        streams = encode_rows(tables, test[:64], chained=chained)  # compiles
+        decode_rows(tables, streams, len(test[:64]), chained=chained)
+        encode, streams = timed(lambda c=chained: encode_rows(tables, test, chained=c))
+        decode, again = timed(
+            lambda c=chained, s=streams: decode_rows(tables, s, len(test), chained=c)
+        )
+        coded = 8 * sum(map(len, streams)) / dimensions
+        print(
+            f"{'chained' if chained else 'per image':10} {coded:.5f}   {coded - bits:+.5f}   "
+            f"{encode:8.3f}   {decode:8.3f}   {seconds[0]:5} / {seconds[1]:5}     "
+            f"{'yes' if np.array_equal(again, test) else 'NO'}"
+        )
+
+
+def report_scaling(sides: tuple[int, ...], units: int = 16) -> None:
+    r"""Prints the cost per variable of both schemes in balanced trees over growing images."""
+    print(f"\nbalanced binary trees, K={units}, one image: cost per variable")
+    print("image    depth-first: products   µs (1 row)   µs (64 rows)   path: products      µs")
+    for side in sides:
+        D = side * side
+        torch.manual_seed(0)
+        tree = binary_tree(D)
+        circuit = TreeCircuit(tree, Categorical(tree.inputs, units, 16)).double()
+        tables = CodeTables.from_circuit(circuit)
+        rows = np.random.default_rng(0).integers(0, 16, (64, D), dtype=np.uint8)
+        encode_rows(tables, rows[:1])
+        one, _ = timed(lambda t=tables, x=rows[:1]: encode_rows(t, x, workers=1))
+        many, _ = timed(lambda t=tables, x=rows: encode_rows(t, x, workers=1))
+        x = torch.from_numpy(rows[0].astype(np.int64))
+        path_conditionals(circuit, x[:D])
+        path, evaluator = timed(lambda c=circuit, x=x: walk(c, x))
+        products = Schedule.depth_first(tree).products
+        print(
+            f"{side:3}x{side:<3} {products / D:20.2f} {one / D * 1e6:12.2f} "
+            f"{many / D / 64 * 1e6:14.3f} {evaluator.products / D:16.2f} {path / D * 1e6:9.2f}"
+        )
+
+
+def walk(circuit: TreeCircuit, x: torch.Tensor) -> PathEvaluator:
+    r"""Asks for each variable given those before, by the path scheme."""
+    evaluator = PathEvaluator(circuit)
+    for variable, value in enumerate(x.tolist()):
+        evaluator.conditional(variable)
+        evaluator.set(variable, value)
+    return evaluator
+
+
+def timed(job: Callable[[], Any], *, repeats: int = 5) -> tuple[float, Any]:
+    r"""Returns the median time of a job in seconds, and its result."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = job()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds), result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
