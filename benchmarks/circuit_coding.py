@@ -29,7 +29,6 @@ from probnets.circuits import (
     binary_tree,
     hidden_chow_liu_tree,
     load_circuit,
-    path_conditionals,
     save_circuit,
 )
 from probnets.circuits.em import EMSettings, fit
@@ -129,22 +128,15 @@ def report_scaling(sides: tuple[int, ...], units: int = 16) -> None:
         one, _ = timed(lambda t=tables, x=rows[:1]: encode_rows(t, x, workers=1))
         many, _ = timed(lambda t=tables, x=rows: encode_rows(t, x, workers=1))
         x = torch.from_numpy(rows[0].astype(np.int64))
-        path_conditionals(circuit, x[:D])
-        path, evaluator = timed(lambda c=circuit, x=x: walk(c, x))
+        evaluator = PathEvaluator(circuit)
+        evaluator.sequence(x)
+        asked = evaluator.products
+        path, _ = timed(lambda e=evaluator, x=x: e.sequence(x))
         products = Schedule.depth_first(tree).products
         print(
             f"{side:3}x{side:<3} {products / D:20.2f} {one / D * 1e6:12.2f} "
-            f"{many / D / 64 * 1e6:14.3f} {evaluator.products / D:16.2f} {path / D * 1e6:9.2f}"
+            f"{many / D / 64 * 1e6:14.3f} {asked / D:16.2f} {path / D * 1e6:9.2f}"
         )
-
-
-def walk(circuit: TreeCircuit, x: torch.Tensor) -> PathEvaluator:
-    r"""Asks for each variable given those before, by the path scheme."""
-    evaluator = PathEvaluator(circuit)
-    for variable, value in enumerate(x.tolist()):
-        evaluator.conditional(variable)
-        evaluator.set(variable, value)
-    return evaluator
 
 
 def timed(job: Callable[[], Any], *, repeats: int = 5) -> tuple[float, Any]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from probnets.cli.formats import jpegxl_bytes, png_bytes, read_image, webp_bytes
 from probnets.coding import ImageModel, compress, decompress, pretrained
 from probnets.data import image_folder
-from probnets.formats import jpegxl_bytes, png_bytes, read_image, webp_bytes
 
 FORMATS = ("PNG", "WebP", "JPEG XL", "probnets")
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from probnets import data
 from probnets.circuits.em import EMSettings
+from probnets.cli.formats import jpegxl_bytes, png_bytes, webp_bytes
 from probnets.coding import (
     ImageModel,
     compress_batch,
@@ -25,7 +26,6 @@ from probnets.coding import (
     encode_rows,
     train_whole,
 )
-from probnets.formats import jpegxl_bytes, png_bytes, webp_bytes
 
 # Negative log-likelihoods on the test sets, without a coder, as Sparse Probabilistic Circuits via
 # Pruning and Growing (Dang et al., 2022), table 1, https://arxiv.org/abs/2211.12551, lists them.

@@ -20,9 +20,9 @@ import torch
 from probnets import data
 from probnets.circuits import TreeCircuit
 from probnets.circuits.em import EMSettings
+from probnets.cli.imagesets import ImageSet
 from probnets.coding import ImageModel, encode_rows, train_tiles, train_whole
 from probnets.coding.training import tile_rows
-from probnets.imagesets import ImageSet
 
 DIGITS = {"mnist": data.mnist, "fashion": data.fashion}
 

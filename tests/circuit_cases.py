@@ -42,11 +42,11 @@ TREES = {
 }
 
 
-def circuit_on(name, *, units=2, values=3, dtype=torch.float64):
+def circuit_on(name, *, units=2, values=3, dtype=torch.float64, scale=1.0):
     r"""Draws a circuit on the tree of that name."""
     tree = TREES[name]()
     circuit = TreeCircuit(tree, Categorical(tree.inputs, units, values, dtype=dtype))
-    return randomise(circuit)
+    return randomise(circuit, scale)
 
 
 @torch.no_grad()

@@ -46,15 +46,14 @@ CASES = {  # the tree, the number of units K and the number of values X
 def circuit_on(tree, units, values, *, scale=2.0, shape=None):
     r"""Draws a circuit whose inputs peak here and there, as those of a trained one do."""
     source = torch.Generator().manual_seed(units)
-    circuit = TreeCircuit(
-        tree, Categorical(tree.inputs, units, values, dtype=torch.float64), shape=shape
-    )
+    inputs = Categorical(tree.inputs, units, values, dtype=torch.float64)
+    circuit = TreeCircuit(tree, inputs, shape=shape)
     for logits in (circuit.root_logits, circuit.sum_logits):
         logits.copy_(scale * torch.randn(logits.shape, generator=source, dtype=torch.float64))
     middle = values * torch.rand(tree.inputs, 1, units, generator=source, dtype=torch.float64)
     x = torch.arange(values, dtype=torch.float64)[:, None]
-    noise = torch.randn(circuit.inputs.logits.shape, generator=source, dtype=torch.float64)
-    circuit.inputs.logits.copy_(noise - (x - middle).abs() * 20 / values)
+    noise = torch.randn(inputs.logits.shape, generator=source, dtype=torch.float64)
+    inputs.logits.copy_(noise - (x - middle).abs() * 20 / values)
     return circuit
 
 
@@ -83,7 +82,7 @@ def tile_model():
     x = torch.arange(512.0, dtype=torch.float64)[:, None]
     middle = torch.tensor([128.0, 256.0, 256.0])[:, None, None]
     spread = torch.tensor([1.5, 6.0, 40.0])
-    circuit.inputs.logits.data = -(x - middle).abs() / spread
+    circuit.get_parameter("inputs.logits").data = -(x - middle).abs() / spread
     return ImageModel.from_circuit(circuit, kind="tiles")
 
 

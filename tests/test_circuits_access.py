@@ -211,6 +211,23 @@ def test_tiny_inputs_count_and_zeros_do_not():
     close(path_conditionals(circuit, x, order), expected, atol=0.0)
 
 
+@pytest.mark.parametrize("far", [200.0, 485.0, 624.0])  # of 2^256, 2^512 and 2^768
+def test_small_numbers_next_to_large_ones(far):
+    # The lower value is e^far times more probable under the unit that the upper one excludes.
+    inputs = Categorical(2, 2, 2)
+    circuit = TreeCircuit(chain(2), inputs).double()
+    with torch.no_grad():
+        circuit.sum_logits.copy_(torch.eye(2).log())
+        inputs.logits[0] = torch.tensor([[-math.inf, 0.0], [0.0, -math.inf]])
+        inputs.logits[1] = torch.tensor([[0.0, -far], [-1.0, 0.0]])
+    x = torch.zeros(2, dtype=torch.float64)
+
+    agree(PathEvaluator(circuit, x), circuit, x, 0)
+    expected = path_conditionals_torch(circuit, x, [1, 0]).detach()
+    assert expected[0, 0] > 0.0
+    close(path_conditionals(circuit, x, [1, 0]), expected, atol=0.0)
+
+
 def test_zeros_are_exact():
     # A chain that must repeat its first value, and units that see one value each.
     inputs = Categorical(6, 3, 3)

@@ -37,13 +37,14 @@ from probnets.circuits import (
 
 def by_hand():
     r"""A chain of two steps: root (1/4, 3/4), sums ((1/2, 1/2), (1/5, 4/5))."""
-    circuit = TreeCircuit(chain(2), Categorical(2, units=2, values=2, dtype=torch.float64))
+    inputs = Categorical(2, units=2, values=2, dtype=torch.float64)
+    circuit = TreeCircuit(chain(2), inputs)
     first = torch.tensor([[0.9, 0.2], [0.1, 0.8]])
     second = torch.tensor([[0.3, 1.0], [0.7, 0.0]])
     with torch.no_grad():
         circuit.root_logits.copy_(torch.tensor([0.25, 0.75]).log())
         circuit.sum_logits.copy_(torch.tensor([[[0.5, 0.5], [0.2, 0.8]]]).log())
-        circuit.inputs.logits.copy_(torch.stack([first, second]).log())
+        inputs.logits.copy_(torch.stack([first, second]).log())
     return circuit
 
 
@@ -131,8 +132,8 @@ def test_gradient(name):
 @pytest.mark.parametrize("family", [Gaussian, DiscretisedLogistic, Binomial])
 def test_gradient_of_inputs(family):
     tree = binary_tree(3)
-    values = {} if family is Gaussian else {"values": 4}
-    circuit = TreeCircuit(tree, family(tree.inputs, 2, dtype=torch.float64, **values))
+    sizes = (tree.inputs, 2) if family is Gaussian else (tree.inputs, 2, 4)
+    circuit = TreeCircuit(tree, family(*sizes, dtype=torch.float64))
     x = torch.tensor([[0.0, 1.0, 3.0], [math.nan, 2.0, 0.0]], dtype=torch.float64)
     assert Query(circuit, TreeCircuit.log_prob).check(x)
 

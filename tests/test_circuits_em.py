@@ -80,10 +80,11 @@ def assert_counts_close(found, expected, rows):
 
 def test_counts_by_hand():
     # One region whose two units explain a bit: the posterior of unit 0 is 0.8, given one.
-    circuit = TreeCircuit(chain(1), Categorical(1, 2, 2))
+    inputs = Categorical(1, 2, 2)
+    circuit = TreeCircuit(chain(1), inputs)
     with torch.no_grad():
         circuit.root_logits.zero_()
-        circuit.inputs.logits.copy_(torch.tensor([[[0.2, 0.8], [0.8, 0.2]]]).log())
+        inputs.logits.copy_(torch.tensor([[[0.2, 0.8], [0.8, 0.2]]]).log())
     x, seen = torch.tensor([[1], [0]]), torch.tensor([[True], [False]])
     for counts in (counts_by_loop, counts_by_torch):
         found = counts(circuit, x, seen, torch.tensor([3.0, 10.0]))
@@ -486,9 +487,10 @@ def test_rejects_weights(bad):
 
 
 def test_rejects_data_of_probability_zero():
-    circuit = build("Categorical")
+    inputs = Categorical(TREE.inputs, 3, 4)
+    circuit = TreeCircuit(TREE, inputs)
     with torch.no_grad():
-        circuit.inputs.logits[:, 3] = -math.inf
+        inputs.logits[:, 3] = -math.inf
     x = np.zeros((4, 6), dtype=int)
     x[2, 1] = 3
     sentence = "expected data of positive probability, got row 2"

@@ -13,20 +13,17 @@ from torch.testing import assert_close
 
 from probnets.circuits import Bernoulli, Binomial, Categorical, DiscretisedLogistic, Gaussian
 
-DOUBLE = {"dtype": torch.float64}
-
 DISCRETE = {
-    "Categorical": lambda H, K, X, **kwargs: Categorical(H, K, X, **kwargs),
-    "Binomial": lambda H, K, X, **kwargs: Binomial(H, K, X, **kwargs),
-    "DiscretisedLogistic": lambda H, K, X, **kwargs: DiscretisedLogistic(H, K, X, **kwargs),
+    "Categorical": Categorical,
+    "Binomial": Binomial,
+    "DiscretisedLogistic": DiscretisedLogistic,
 }
 
 FAMILIES = {
-    **{
-        name: (lambda H, K, make=make, **kw: make(H, K, 5, **kw))
-        for name, make in DISCRETE.items()
-    },
+    "Categorical": lambda H, K, **kwargs: Categorical(H, K, 5, **kwargs),
+    "Binomial": lambda H, K, **kwargs: Binomial(H, K, 5, **kwargs),
     "Bernoulli": lambda H, K, **kwargs: Bernoulli(H, K, **kwargs),
+    "DiscretisedLogistic": lambda H, K, **kwargs: DiscretisedLogistic(H, K, 5, **kwargs),
     "Gaussian": lambda H, K, **kwargs: Gaussian(H, K, **kwargs),
 }
 
@@ -40,14 +37,14 @@ def posterior(shape, units):
 
 @pytest.mark.parametrize("values", [1, 2, 5, 256])
 def test_binomial(values):
-    inputs = Binomial(2, 3, values, **DOUBLE)
+    inputs = Binomial(2, 3, values, dtype=torch.float64)
     p = inputs.logits.detach().sigmoid().numpy()[:, None]
     expected = stats.binom.logpmf(np.arange(values)[:, None], values - 1, p)
     assert_allclose(inputs.log_table().detach(), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_bernoulli():
-    inputs = Bernoulli(1, 2, **DOUBLE)
+    inputs = Bernoulli(1, 2, dtype=torch.float64)
     p = inputs.logits.detach().sigmoid()
     assert_close(inputs.log_table().exp(), torch.stack([1 - p, p], dim=1))
     with pytest.raises(ValueError, match="expected two values of a Bernoulli variable, got 3"):
@@ -56,7 +53,7 @@ def test_bernoulli():
 
 @pytest.mark.parametrize("values", [2, 3, 256])
 def test_discretised_logistic(values):
-    inputs = DiscretisedLogistic(2, 3, values, **DOUBLE)
+    inputs = DiscretisedLogistic(2, 3, values, dtype=torch.float64)
     mean, scale = inputs.mean.detach().numpy(), inputs.log_scale.detach().exp().numpy()
     edges = np.r_[-np.inf, np.arange(1, values) - 0.5, np.inf][:, None, None]
     cdf = stats.logistic.cdf(edges, mean, scale)
@@ -65,7 +62,7 @@ def test_discretised_logistic(values):
 
 
 def test_discretised_logistic_in_the_tails():
-    inputs = DiscretisedLogistic(1, 1, 256, **DOUBLE)
+    inputs = DiscretisedLogistic(1, 1, 256, dtype=torch.float64)
     with torch.no_grad():
         inputs.mean.fill_(10.0)
         inputs.log_scale.fill_(-2.0)
@@ -76,7 +73,7 @@ def test_discretised_logistic_in_the_tails():
 
 
 def test_gaussian():
-    inputs = Gaussian(2, 3, **DOUBLE)
+    inputs = Gaussian(2, 3, dtype=torch.float64)
     group = torch.tensor([1, 0, 1])
     x = torch.randn(4, 3).double()
     mean, scale = inputs.mean.detach()[group], inputs.scale().detach()[group]
@@ -124,7 +121,7 @@ def test_log_prob_looks_up_the_table(name):
 
 @pytest.mark.parametrize("name", DISCRETE)
 def test_gradient(name):
-    inputs = DISCRETE[name](2, 2, 4, **DOUBLE)
+    inputs = DISCRETE[name](2, 2, 4, dtype=torch.float64)
     names, values = zip(*inputs.named_parameters(), strict=True)
     weights = torch.randn(2, 4, 2).double()
 
@@ -216,7 +213,7 @@ def test_binomial_m_step_by_hand():
 
 
 def test_gaussian_m_step_by_hand():
-    inputs = Gaussian(2, 2, floor=0.5, **DOUBLE)
+    inputs = Gaussian(2, 2, floor=0.5, dtype=torch.float64)
     before = inputs.mean.detach().clone(), inputs.log_scale.detach().clone()
     x = torch.tensor([[1.0], [3.0], [8.0]]).double()
     weights = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 2.0]]]).double()
@@ -246,8 +243,8 @@ def test_gaussian_m_step_far_from_zero():
 def test_discretised_logistic_m_step():
     # From the counts of another logistic, its parameters come back.
     inputs, truth = (
-        DiscretisedLogistic(1, 2, 32, **DOUBLE),
-        DiscretisedLogistic(1, 2, 32, **DOUBLE),
+        DiscretisedLogistic(1, 2, 32, dtype=torch.float64),
+        DiscretisedLogistic(1, 2, 32, dtype=torch.float64),
     )
     with torch.no_grad():
         truth.mean.copy_(torch.tensor([[9.0, 20.0]]))
@@ -262,7 +259,7 @@ def test_discretised_logistic_m_step():
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("pseudocount", [0.0, 0.5])
 def test_m_step_raises_the_expected_likelihood(name, pseudocount):
-    inputs = FAMILIES[name](2, 3, **DOUBLE)
+    inputs = FAMILIES[name](2, 3, dtype=torch.float64)
     x, group = torch.randint(2, (40, 4)), torch.tensor([0, 1, 1, 0])
     x = x.double() if name == "Gaussian" else x
     weights = posterior((40, 4), 3)
@@ -271,8 +268,7 @@ def test_m_step_raises_the_expected_likelihood(name, pseudocount):
         return (weights * inputs.log_prob(x, group)).sum().item()
 
     before = objective()
-    for parameter in inputs.parameters():
-        parameter.requires_grad_(False)  # the M-step needs no gradient of the user's
+    inputs.requires_grad_(requires_grad=False)  # the M-step needs no gradient of the user's
     inputs.maximise(inputs.statistics(x, group, weights), pseudocount)
     assert objective() >= before
     assert not any(p.isnan().any() for p in inputs.parameters())

@@ -211,8 +211,8 @@ def test_sample(name, drawn):
 
 @pytest.mark.parametrize("name", ["chain, tied", "quad, odd", "any, tied"])
 def test_conditional_sample(name, drawn):
-    circuit = drawn(name, values=2)
-    x = possible(circuit, 2)
+    circuit = drawn(name, values=2, scale=3.0)
+    x = possible(circuit, 4)
     source = torch.Generator().manual_seed(4)
     draws = conditional_sample(circuit, x, 10_000, generator=source)
     assert draws.shape == (10_000, *x.shape)
@@ -226,10 +226,11 @@ def test_conditional_sample(name, drawn):
 
 
 def test_gaussian_samples():
-    circuit = TreeCircuit(chain(2), Gaussian(2, units=1))
+    inputs = Gaussian(2, units=1)
+    circuit = TreeCircuit(chain(2), inputs)
     with torch.no_grad():
-        circuit.inputs.mean.copy_(torch.tensor([[1.0], [-2.0]]))
-        circuit.inputs.log_scale.copy_(torch.tensor([[0.0], [1.0]]))
+        inputs.mean.copy_(torch.tensor([[1.0], [-2.0]]))
+        inputs.log_scale.copy_(torch.tensor([[0.0], [1.0]]))
     draws = sample(circuit, (20_000,), generator=torch.Generator().manual_seed(5))
 
     scale = torch.tensor([1.0, math.e])

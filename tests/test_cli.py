@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probnets import __version__, cli, compress, compress_batch, decompress, demo, jobs
+from probnets import __version__, compress, compress_batch, decompress
+from probnets.circuits.em import Learner
+from probnets.cli import commands as cli
+from probnets.cli import demo, jobs
+from probnets.cli.formats import jpegxl_bytes, npy_bytes, png_bytes, read_image, webp_bytes
+from probnets.cli.imagesets import ImageSet
 from probnets.coding import ImageModel, pretrained
 from probnets.coding.stream import MAGIC
-from probnets.formats import jpegxl_bytes, npy_bytes, png_bytes, read_image, webp_bytes
-from probnets.imagesets import ImageSet
 
 
 def noise(*shape, dtype="uint8"):
@@ -66,7 +69,9 @@ def small(tmp_path_factory):
 def save(path, array):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(npy_bytes(array) if path.suffix == ".npy" else png_bytes(array))
+    content = npy_bytes(array) if path.suffix == ".npy" else png_bytes(array)
+    assert content is not None
+    path.write_bytes(content)
     return path
 
 
@@ -263,8 +268,8 @@ def test_one_file_is_no_folder(run, folder):
 
 
 def truncated(folder):
-    content = png_bytes(noise(40, 50))
-    (folder / "bad.png").write_bytes(content[: len(content) // 2])
+    content = save("whole.png", noise(40, 50)).read_bytes()
+    Path("whole.png").rename("bad.png").write_bytes(content[: len(content) // 2])
 
 
 def palette(folder):
@@ -554,12 +559,12 @@ def test_training_tiles(run, folder):
     assert np.array_equal(decompress((folder / "a.png.pn").read_bytes(), model), image)
 
 
-def test_training_goes_on(run, folder, monkeypatch):
+def test_training_goes_on(run, folder, monkeypatch, capsys):
     np.savez("set.npz", xtr=smooth(40, 8, 8))
     run("train", "set.npz", "-o", "whole", *WORDS)
 
     epochs = []
-    save_state = cli.train_whole.__globals__["fit"].__globals__["Learner"].save
+    save_state = Learner.save
 
     def stop(self, path):
         save_state(self, path)
@@ -567,8 +572,9 @@ def test_training_goes_on(run, folder, monkeypatch):
         if len(epochs) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("probnets.circuits.em.Learner.save", stop)
+    monkeypatch.setattr(Learner, "save", stop)
     assert cli.main(["train", "set.npz", "-o", "m", *map(str, WORDS)]) == 130
+    assert capsys.readouterr().err.endswith("probnets: interrupted\n")
     assert files(folder) == ["m.checkpoint", "set.npz", "whole"]
 
     _, (line,) = run("train", "set.npz", "-o", "m", *WORDS, code=1)
@@ -692,7 +698,10 @@ def test_module_runs(tmp_path):
     assert done.stderr == "probnets: error: expected a stream or a model at none, got no file\n"
 
 
-def test_jobs_by_hand(tmp_path):
-    found = jobs.list_jobs([Path("x/a")], None, lambda folder: [], pytest.fail)
+def test_jobs_by_hand():
+    def fail(error, source):
+        raise AssertionError(source)
+
+    found = jobs.list_jobs([Path("x/a")], None, lambda folder: [], fail)
 
     assert [job.target("b") for job in found] == [Path("x/b")]

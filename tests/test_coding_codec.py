@@ -143,7 +143,7 @@ def test_more_rows_than_a_loop_takes():
     x = np.tile(rows("chain", 1000), (9, 1))
     for chained in (False, True):
         streams = encode_rows(tables, x, chained=chained, workers=1)
-        assert encode_rows(tables, x[8192:], chained=chained) == streams[8192 // 256 ** chained :]
+        assert encode_rows(tables, x[8192:], chained=chained) == streams[8192 // 256**chained :]
         y = decode_rows(tables, streams, len(x), chained=chained, workers=1)
         np.testing.assert_array_equal(y, x)
 
@@ -305,7 +305,7 @@ def test_units_that_are_impossible():
     circuit = circuit_on(binary_tree(11), 16, 256)
     circuit.root_logits[:15] = -torch.inf
     circuit.sum_logits[:, :, 3:] = -torch.inf
-    circuit.inputs.logits[:, 5:] = -torch.inf
+    circuit.get_parameter("inputs.logits")[:, 5:] = -torch.inf
     tables = CodeTables.from_circuit(circuit)
     x = rows("binary", 70)  # with values that have probability zero
 

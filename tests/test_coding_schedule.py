@@ -18,9 +18,9 @@ def trees(draw):
 
 
 def masks(tree):
-    return st.lists(
-        st.booleans(), min_size=tree.variables, max_size=tree.variables
-    ).map(lambda mask: np.array(mask, np.bool_))
+    return st.lists(st.booleans(), min_size=tree.variables, max_size=tree.variables).map(
+        lambda mask: np.array(mask, np.bool_)
+    )
 
 
 def simulate(tree, schedule, present):

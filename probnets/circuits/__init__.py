@@ -9,6 +9,9 @@ from .chowliu import chow_liu_parents as chow_liu_parents
 from .chowliu import hidden_chow_liu_tree as hidden_chow_liu_tree
 from .chowliu import mutual_information as mutual_information
 from .circuit import TreeCircuit as TreeCircuit
+from .em import EMSettings as EMSettings
+from .em import FitResult as FitResult
+from .em import fit as fit
 from .exact import enumerate_joint as enumerate_joint
 from .exact import enumerate_values as enumerate_values
 from .files import load_circuit as load_circuit
@@ -30,4 +33,6 @@ from .queries import leave_one_out as leave_one_out
 from .queries import most_probable as most_probable
 from .queries import posterior as posterior
 from .queries import sample as sample
+from .starts import kmeans_start as kmeans_start
+from .starts import random_start as random_start
 from .structure import Tree as Tree

@@ -93,7 +93,7 @@ def decompress(
 
 
 def compress_batch(
-    images: np.ndarray | Sequence[ImageLike],
+    images: np.ndarray | Tensor | Sequence[ImageLike],
     pc_model: Model = None,
     *,
     chained: bool = True,
@@ -246,7 +246,9 @@ def _whole(model: ImageModel, img: ImageLike) -> np.ndarray:
     return array
 
 
-def _whole_batch(model: ImageModel, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
+def _whole_batch(
+    model: ImageModel, images: np.ndarray | Tensor | Sequence[ImageLike]
+) -> np.ndarray:
     r"""Returns images that have the shape of a model of whole images as one array."""
     if not isinstance(images, np.ndarray):
         return np.stack(_alike([_whole(model, img) for img in images]))

@@ -74,7 +74,10 @@ def as_array(img: ImageLike) -> np.ndarray:
         )
 
     _check(array.shape, array.dtype)
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    if array.dtype == np.bool_ and (bytes_ := array.view(np.uint8)).max() > 1:
+        return bytes_ != 0  # as PIL's masks have 255 for true
+    return array
 
 
 def group_widths(shape: Sequence[int], dtype: npt.DTypeLike) -> list[int]:

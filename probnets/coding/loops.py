@@ -70,16 +70,16 @@ def _normalise_rows(target, o, source, i, rows, bits, K, W):
     return loop
 
 
-def _normalise_product(target, o, x, i, y, j, rows, bits, K, W):  # noqa: ANN001, ANN202
+def _normalise_product(target, o, x, i, y, j, rows, bits, K, W):
     r"""Multiplies rows number by number, and brings them to integers of so many bits."""
     raise NotImplementedError
 
 
 @overload(_normalise_product, prefer_literal=True)
-def _normalise_product_rows(target, o, x, i, y, j, rows, bits, K, W):  # noqa: ANN001, ANN202
+def _normalise_product_rows(target, o, x, i, y, j, rows, bits, K, W):
     K, W = K.literal_value, W.literal_value
 
-    def loop(target, o, x, i, y, j, rows, bits, K, W):  # noqa: ANN001, ANN202
+    def loop(target, o, x, i, y, j, rows, bits, K, W):
         one = fill(1.0, W)
         for b in range(0, rows * K, K):
             top = 0.0
@@ -146,16 +146,16 @@ def _belief_rows(belief, prior, below, here, ignorant, rows, bits, K, W):
     return loop
 
 
-def _learn(below, here, cumulative, entry, ignorant, bits, K, W):  # noqa: ANN001, ANN202
+def _learn(below, here, cumulative, entry, ignorant, bits, K, W):
     r"""Multiplies the probability of a value into what comes from below."""
     raise NotImplementedError
 
 
 @overload(_learn, prefer_literal=True)
-def _learn_row(below, here, cumulative, entry, ignorant, bits, K, W):  # noqa: ANN001, ANN202
+def _learn_row(below, here, cumulative, entry, ignorant, bits, K, W):
     K, W = K.literal_value, W.literal_value
 
-    def loop(below, here, cumulative, entry, ignorant, bits, K, W):  # noqa: ANN001, ANN202
+    def loop(below, here, cumulative, entry, ignorant, bits, K, W):
         for k in range(0, K, W):
             row = load(cumulative, entry + K + k, W) - load(cumulative, entry + k, W)
             store(below, here + k, row if ignorant else row * load(below, here + k, W))

@@ -3,12 +3,18 @@ r"""The order of work in coding a tree: depth first, each edge down once and up 
 __all__ = ["CODE", "ENTER", "LEAVE", "Schedule"]
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from probnets.circuits import Tree
 
 ENTER, CODE, LEAVE = 0, 1, 2
+
+
+# Plans that were made, by tree and present variables: making one takes longer than using it.
+_plans: WeakKeyDictionary[Tree, dict[bytes, "Schedule"]] = WeakKeyDictionary()
+_MOST_PLANS = 64  # of one tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +63,22 @@ class Schedule:
                 f"expected present as bool with shape ({tree.variables},), "
                 f"got {present.dtype} with shape {present.shape}"
             )
-        steps = _walk(tree, present)
-        while steps and steps[-1][0] != CODE:
-            steps.pop()  # nobody asks any more
-        if not steps:
-            return cls(np.zeros((0, 8), dtype=np.int64), 0)
-        return _assign_slots(tree, steps)
+        plans = _plans.setdefault(tree, {})
+        key = present.tobytes()
+        if key not in plans:
+            if len(plans) >= _MOST_PLANS:
+                plans.clear()
+            plans[key] = _plan(tree, present)
+        return plans[key]
+
+
+def _plan(tree: Tree, present: np.ndarray) -> Schedule:
+    steps = _walk(tree, present)
+    while steps and steps[-1][0] != CODE:
+        steps.pop()  # nobody asks any more
+    if not steps:
+        return Schedule(np.zeros((0, 8), dtype=np.int64), 0)
+    return _assign_slots(tree, steps)
 
 
 def _walk(tree: Tree, present: np.ndarray) -> list[tuple[int, int, int]]:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .coding import compress, decompress
+from probnets.coding import compress, decompress
+
 from .formats import png_bytes, read_image, webp_bytes
 
 HEADER = (
@@ -88,7 +89,8 @@ def demonstrate(images: dict[str, np.ndarray]) -> Iterator[Row]:
         back = decompress(stream)
         end = time.perf_counter()
         same = back.dtype == image.dtype and np.array_equal(back, image)
-        png, webp = (None if b is None else len(b) for b in (png_bytes(image), webp_bytes(image)))
+        others = (png_bytes(image), webp_bytes(image, effort=75))
+        png, webp = (None if other is None else len(other) for other in others)
         sizes = (image.nbytes, png, webp, len(stream))
         yield Row(name, image, sizes, (middle - start, end - middle), same)
 

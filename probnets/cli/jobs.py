@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .circuits.checkpoints import replace
+from probnets.circuits.checkpoints import replace
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import __version__
-from .circuits.em import EMSettings
-from .coding import (
+from probnets import __version__
+from probnets.circuits.em import EMSettings
+from probnets.coding import (
     ImageModel,
     compress,
     decompress,
@@ -22,9 +22,10 @@ from .coding import (
     train_tiles,
     train_whole,
 )
-from .coding.stream import LIMIT, MAGIC, Header, open_stream
-from .data import image_folder
-from .data.folders import SUFFIXES
+from probnets.coding.stream import LIMIT, MAGIC, Header, open_stream
+from probnets.data import image_folder
+from probnets.data.folders import SUFFIXES
+
 from .demo import HEADER, demonstrate, figure, pictures
 from .formats import npy_bytes, png_bytes, read_image
 from .imagesets import ImageSet

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .data import image_folder
+from probnets.data import image_folder
+
 from .formats import read_image
 
 SMALL = 64  # the largest side of images that are modelled as a whole unless asked for

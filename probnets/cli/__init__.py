@@ -1,0 +1,3 @@
+r"""The `probnets` command."""
+
+from .commands import main as main
