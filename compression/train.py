@@ -112,7 +112,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tile", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--pseudocount", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--pseudocount", type=float, nargs="+", default=[0.1, 0.03, 0.3, 1.0])
     parser.add_argument("--patience", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=2000, help="new rows to report on")

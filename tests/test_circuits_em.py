@@ -22,8 +22,9 @@ from probnets.circuits import (
     chain,
     quad_tree,
 )
-from probnets.circuits.em import EMSettings, Learner, expected_counts_torch, fit
+from probnets.circuits.em import EMSettings, fit
 from probnets.circuits.estep import Tables, expected_counts
+from probnets.circuits.learner import Learner, expected_counts_torch
 from probnets.circuits.mstep import maximise
 
 FAMILIES = {
@@ -212,7 +213,7 @@ def test_m_step_by_hand():
 
     half = maximise(circuit, counts, tables, 2.0, step=0.5)
     assert half is not None
-    for one, old, all_the_way in zip(half, tables, new, strict=True):
+    for one, old, all_the_way in zip(half[:3], tables[:3], new[:3], strict=True):
         np.testing.assert_allclose(one, (old + all_the_way) / 2, rtol=1e-6)
 
 
@@ -326,9 +327,9 @@ def test_full_epochs_follow_when_patience_ends():
     circuit = build("Categorical")
     learned = []
 
-    def steps(self, counts, step):
+    def steps(self, counts, step, share):
         learned.append(step)
-        return maximise_(self, counts, step)
+        return maximise_(self, counts, step, share)
 
     maximise_ = Learner.maximise
     with pytest.MonkeyPatch.context() as patch:
@@ -517,4 +518,4 @@ def test_rejects_settings(settings, sentence):
 
 
 def test_tables_are_named():
-    assert Tables._fields == ("root", "sums", "inputs")
+    assert Tables._fields == ("root", "sums", "inputs", "log_scale")

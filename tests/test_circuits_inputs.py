@@ -12,6 +12,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from probnets.circuits import Bernoulli, Binomial, Categorical, DiscretisedLogistic, Gaussian
+from probnets.circuits.ordinal import _descend
 
 DISCRETE = {
     "Categorical": Categorical,
@@ -254,6 +255,12 @@ def test_discretised_logistic_m_step():
         inputs.maximise(counts, 0.0)
     assert_close(inputs.mean, truth.mean, rtol=1e-2, atol=0)
     assert_close(inputs.log_scale, truth.log_scale, rtol=0, atol=2e-2)
+
+
+def test_ascent_that_gets_lost_returns():
+    start = torch.ones(2)
+    (found,) = _descend(lambda p: torch.where(p == 1, p - 1, math.nan).sum(), start)
+    assert found.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from probnets import __version__, compress, compress_batch, decompress
-from probnets.circuits.em import Learner
+from probnets.circuits.learner import Learner
 from probnets.cli import commands as cli
 from probnets.cli import demo, jobs
 from probnets.cli.formats import jpegxl_bytes, npy_bytes, png_bytes, read_image, webp_bytes

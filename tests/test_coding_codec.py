@@ -200,6 +200,17 @@ def test_permuted_units_give_the_same_bytes(name):
     assert encode_rows_torch(shuffled, x) == streams
 
 
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("name", ["binary", "quad, tied, channels"])
+def test_every_device_gives_the_same_bytes(name, chained, device):
+    _, tables = case(name)
+    x = rows(name, 70)
+    streams = encode_rows(tables, x, chained=chained)
+    assert encode_rows_torch(tables, x, chained=chained, device=device) == streams
+    y = decode_rows_torch(tables, streams, len(x), chained=chained, device=device)
+    np.testing.assert_array_equal(y, x)
+
+
 # The coder
 
 

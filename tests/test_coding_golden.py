@@ -41,7 +41,7 @@ def stream_of(name):
 def test_all_are_here():
     kinds = ("bool", "grey", "noise", "rgb", "rgba", "uint16")
     assert [*(f"tiles_{kind}" for kind in kinds), "whole"] == SINGLE
-    assert ["tiles_batch", "whole_batch", "whole_chain"] == BATCHES
+    assert BATCHES == ["tiles_batch", "whole_batch", "whole_chain"]
 
 
 def test_digests():

@@ -280,7 +280,7 @@ def mutant(source, blob, other):
     if kind == 0:
         blob[place] ^= 1 << source.integers(8)
     elif kind == 1:
-        blob[place:place] = source.bytes(source.integers(1, 9))
+        blob[place:place] = source.bytes(source.integers(1, 40))
     elif kind == 2:
         del blob[place : place + source.integers(1, 9)]
     elif kind == 3:

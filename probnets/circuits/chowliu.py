@@ -81,7 +81,6 @@ def chow_liu_parents(information: np.ndarray) -> np.ndarray:
 
     # scipy reads zeros as missing edges: all weights are moved below zero by one.
     weights = information.max() - information + 1.0
-    np.fill_diagonal(weights, 0.0)
     tree = csgraph.minimum_spanning_tree(weights)
     tree = ((tree + tree.T) > 0).astype(np.float64).tocsr()
 

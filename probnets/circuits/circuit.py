@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probnets.backend import compiled, log_matmul
 
 from .estep import Tables, expected_counts
-from .inputs import Discrete, Input
+from .inputs import Categorical, Discrete, Input
 from .levels import by_level
 from .structure import Tree
 
@@ -124,8 +124,13 @@ class TreeCircuit(nn.Module):
         """
         if not isinstance(self.inputs, Discrete):
             raise TypeError(f"expected discrete inputs, got {type(self.inputs).__name__}")
-        parts = self.log_root(), self.log_sums(), self.inputs.log_table()
-        return Tables(*(np.ascontiguousarray(p.exp().float().cpu().numpy()) for p in parts))
+        parts, scale = [self.log_root(), self.log_sums(), self.inputs.log_table()], None
+        if not isinstance(self.inputs, Categorical):  # tails that float32 does not reach
+            top = parts[2].amax(dim=2, keepdim=True)
+            parts[2] = parts[2] - top.masked_fill(top.isneginf(), 0.0)
+            scale = top[..., 0].double().cpu().numpy()
+        arrays = [np.ascontiguousarray(p.exp().float().cpu().numpy()) for p in parts]
+        return Tables(*arrays, log_scale=scale)
 
     # ------------------------------------------------------------------------------------------
     # Data

@@ -31,7 +31,7 @@ from .structure import Tree
 # pyright: reportMissingParameterType=false
 
 BLOCK = 64  # rows that go through the tree together
-EVERY = 4  # factors below a region after which its rows are rescaled, lest they underflow
+EVERY = 4  # factors that rows may have before they are rescaled, lest they underflow
 
 
 class Tables(NamedTuple):
@@ -41,11 +41,14 @@ class Tables(NamedTuple):
         root: The distribution of the root's unit, with shape :math:`(K,)`.
         sums: The sum matrices, rows summing to one, with shape :math:`(G, K, K)`.
         inputs: The input distributions, with shape :math:`(H, X, K)`.
+        log_scale: The logarithm of what each value's probabilities were divided by, lest they
+            underflow, with shape :math:`(H, X)`. None means one.
     """
 
     root: np.ndarray
     sums: np.ndarray
     inputs: np.ndarray
+    log_scale: np.ndarray | None = None
 
 
 class Counts(NamedTuple):
@@ -97,7 +100,7 @@ def expected_counts(
     bounds = [BLOCK * (-(-N // BLOCK) * w // workers) for w in range(workers)] + [N]
 
     def job(w: int) -> Counts:
-        shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables]
+        shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables[:3]]
         root, sums, inputs = (np.zeros(shape, np.float32) for shape in shapes)
         counts = Counts(root, sums, inputs, log_prob)
         kernel(
@@ -117,6 +120,9 @@ def expected_counts(
     for other in others:
         for total, part in zip(first[:3], other[:3], strict=True):
             total += part
+    if tables.log_scale is not None:
+        scales = np.where(x >= 0, tables.log_scale[tree.input_group, np.maximum(x, 0)], 0.0)
+        log_prob += scales.sum(1)
     if counting:
         first.sums[:] *= tables.sums  # the loop counts edges before their own weight
     return first
@@ -187,6 +193,9 @@ def _compiled(units: int) -> Callable[..., None]:
             for r in range(R - 1, -1, -1):
                 for m in range(start[r], start[r + 1]):
                     v = variables[m]
+                    if factors[r] >= EVERY:
+                        _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
+                        factors[r] = 0
                     for b in range(B):
                         if values[v, b] >= 0:
                             e = (input_group[v] * X + values[v, b]) * K
@@ -194,21 +203,21 @@ def _compiled(units: int) -> Callable[..., None]:
                             for k in range(0, K, W):
                                 store(beta, o + k, load(beta, o + k, W) * load(inputs, e + k, W))
                     factors[r] += 1
-                    if factors[r] >= EVERY:
-                        _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
-                        factors[r] = 0
 
+                if factors[r] >= EVERY:
+                    _rescale(beta, r * B * K, scale, log_prob, n, rows, B, K, W)
+                    factors[r] = 0
                 if r > 0:
                     o, p = r * B * K, parent[r] * B * K
                     clear(message, o, B * K, W)
                     g = group[r] * K * K
                     add_products(message, o, beta, o, K, 1, transposed, g, B, K, K, W)
+                    if factors[parent[r]] + factors[r] >= EVERY:
+                        _rescale(beta, p, scale, log_prob, n, rows, B, K, W)
+                        factors[parent[r]] = 0
                     for k in range(0, B * K, W):
                         store(beta, p + k, load(beta, p + k, W) * load(message, o + k, W))
                     factors[parent[r]] += factors[r] + 1
-                    if factors[parent[r]] >= EVERY:
-                        _rescale(beta, p, scale, log_prob, n, rows, B, K, W)
-                        factors[parent[r]] = 0
 
             for b in range(B):
                 o = b * K

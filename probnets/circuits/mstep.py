@@ -56,7 +56,7 @@ def maximise(
             root, sums, _move_categorical(counts.inputs, tables.inputs, pseudocount, step)
         )
     _move_inputs(circuit, counts, pseudocount, step)
-    return Tables(root, sums, circuit.tables().inputs)
+    return circuit.tables()._replace(root=root, sums=sums)
 
 
 def _move(counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float) -> np.ndarray:

@@ -2,6 +2,7 @@ r"""Input distributions that know the order of values."""
 
 __all__ = ["Bernoulli", "Binomial", "DiscretisedLogistic"]
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -172,7 +173,8 @@ def _descend(loss: Callable[..., Tensor], *start: Tensor) -> list[Tensor]:
 
     with torch.enable_grad():
         before = loss(*parameters).item()
-        optimiser.step(closure)
+        with contextlib.suppress(IndexError):  # how PyTorch's line search ends among NaNs
+            optimiser.step(closure)
         after = loss(*parameters).item()
     best = parameters if after <= before else start
     return [p.detach() for p in best]

@@ -11,7 +11,7 @@ from scipy.cluster import vq
 from torch import Tensor
 
 from .circuit import TreeCircuit
-from .em import Rows
+from .rows import Rows
 from .structure import Tree
 
 _FEATURES = 16  # numbers that a region is clustered by, at most

@@ -119,7 +119,6 @@ class CodeTables:
         sums = self.sums.astype(np.float64)
         return sums.ravel(), np.ascontiguousarray(sums.transpose(0, 2, 1)).ravel()
 
-
     @cached_property
     def modes(self) -> np.ndarray:
         r"""The value that most units together find most probable, with shape :math:`(H,)`."""

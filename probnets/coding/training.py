@@ -76,8 +76,9 @@ def train_tiles(
 ) -> tuple[ImageModel, TreeCircuit, FitResult]:
     r"""Learns a tied quad tree of tiles of residuals, for images of any size.
 
-    The images are seen in both orientations, upright and on their sides. Every twentieth tile
-    is held out to choose the pseudocount and the best epoch.
+    The images are seen in both orientations, upright and on their sides, and a few tiles as
+    masks, so that the model knows images with few levels too. Every twentieth tile is held out
+    to choose the pseudocount and the best epoch.
 
     Arguments:
         images: The images, in colour. Grey ones are left out.
@@ -91,7 +92,7 @@ def train_tiles(
         The model, the circuit it was rounded from, and how the fit went.
     """
     settings = settings or EMSettings()
-    rows = tile_rows(images, tile)
+    rows = tile_rows(images, tile, masks=8)
     if len(rows) < 20:
         raise ValueError(f"expected images with 10 complete tiles or more, got {len(rows) // 2}")
     tree = quad_tree(tile, tile, channels=3, tied=True)
@@ -107,12 +108,14 @@ def train_tiles(
     return ImageModel.from_circuit(circuit, kind="tiles"), circuit, result
 
 
-def tile_rows(images: Iterable[ImageLike], tile: int) -> np.ndarray:
+def tile_rows(images: Iterable[ImageLike], tile: int, *, masks: int | None = None) -> np.ndarray:
     r"""Cuts images into complete tiles of residuals, in both orientations.
 
     Arguments:
         images: The images.
         tile: The side of a tile, in pixels.
+        masks: How many tiles there are for each tile of a mask, which tells the pixels that are
+            brighter than half of the image. By default no tile is a mask's.
 
     Returns:
         The residuals, with shape :math:`(N, 3 t^2)`.
@@ -125,11 +128,16 @@ def tile_rows(images: Iterable[ImageLike], tile: int) -> np.ndarray:
         array = as_array(img)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
             continue
-        for view in (array[..., :3], array[..., :3].transpose(1, 0, 2)):
+        colour = array[..., :3]
+        views = [(colour, 1), (colour.transpose(1, 0, 2), 1)]
+        if masks is not None:
+            mask = (colour > np.median(colour[..., 1]))[..., 1:2].astype(np.uint8)
+            views.append((mask.repeat(3, axis=2), max(masks // 2, 1)))
+        for view, step in views:
             symbols = forward(np.ascontiguousarray(view))
             classes = tile_classes(*view.shape[:2], tile=(tile, tile))
             whole = [cls for cls in classes if cls.mask.all()]
-            rows.extend(cut(symbols, cls).reshape(cls.total, -1) for cls in whole)
+            rows.extend(cut(symbols, cls).reshape(cls.total, -1)[::step] for cls in whole)
     if not rows:
         raise ValueError(
             f"expected an image in colour of {tile} x {tile} pixels or more, got none"
