@@ -42,7 +42,7 @@ SIDES = (8, 16, 32, 64)
 
 def main(argv: list[str] | None = None) -> int:
     r"""Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="the folder with mnist.npz")
     parser.add_argument("--units", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--runs", type=Path, default=Path("runs"))

@@ -34,7 +34,7 @@ PUBLISHED = 3.34  # bits per dimension of a hidden Chow-Liu tree on Fashion-MNIS
 
 def main(argv: list[str] | None = None) -> int:
     r"""Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="the folder with mnist.npz and fashion.npz")
     parser.add_argument("--units", type=int, default=16, help="units of the race")
     parser.add_argument("--skip-fashion", action="store_true", help="the race alone")
@@ -86,9 +86,7 @@ def report_fashion(digits: data.Digits) -> None:
     torch.manual_seed(0)
     tree = hidden_chow_liu_tree(train[~held])
     circuit = TreeCircuit(tree, Categorical(tree.inputs, FASHION["units"], 256))
-    settings = EMSettings(
-        epochs=FASHION["epochs"], pseudocount=(0.1, 0.03, 0.3, 1.0), patience=3
-    )
+    settings = EMSettings(epochs=FASHION["epochs"], pseudocount=(0.1, 0.03, 0.3, 1.0), patience=3)
     result = fit(circuit, train[~held], settings, validation=train[held])
     minutes = (time.perf_counter() - start) / 60
     bits = circuit.bits_per_dimension(torch.from_numpy(test))

@@ -4,7 +4,7 @@ The loop takes blocks of rows through the tree, up with likelihoods and down wit
 block meets each sum matrix as three small matrix products, whose operands stay in cache.
 """
 
-__all__ = ["Counts", "Tables", "expected_counts"]
+__all__ = ["Counts", "Tables", "Workspace", "expected_counts"]
 
 import math
 from collections.abc import Callable
@@ -67,6 +67,23 @@ class Counts(NamedTuple):
     log_prob: np.ndarray
 
 
+class Workspace:
+    r"""Creates room for the arrays of an E-step, which the next one takes over.
+
+    Large arrays cost more to get from the system than to fill.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[int, str], np.ndarray] = {}
+
+    def array(self, worker: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        r"""Returns an array of float32 with any content."""
+        array = self._arrays.get((worker, name))
+        if array is None or array.shape != shape:
+            array = self._arrays[worker, name] = np.empty(shape, np.float32)
+        return array
+
+
 def expected_counts(
     tree: Tree,
     tables: Tables,
@@ -75,6 +92,7 @@ def expected_counts(
     *,
     workers: int,
     counting: bool = True,
+    workspace: Workspace | None = None,
 ) -> Counts:
     r"""Computes the expected counts of the parameters given data.
 
@@ -90,9 +108,12 @@ def expected_counts(
         weights: The weight of each row, with shape :math:`(N,)`.
         workers: The number of threads.
         counting: Whether to go down the tree too. Without, there is a likelihood and no count.
+        workspace: Room for the arrays. The counts are then good until it is used again.
     """
     N = len(x)
     units = tables.root.size
+    room = workspace or Workspace()
+    size = tree.regions * BLOCK * units
     variables, start = tree.by_region
     kernel = _compiled(units)
     transposed = np.ascontiguousarray(tables.sums.transpose(0, 2, 1))
@@ -101,8 +122,11 @@ def expected_counts(
 
     def job(w: int) -> Counts:
         shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables[:3]]
-        root, sums, inputs = (np.zeros(shape, np.float32) for shape in shapes)
-        counts = Counts(root, sums, inputs, log_prob)
+        names = Counts._fields[:3]
+        parts = [room.array(w, name, shape) for name, shape in zip(names, shapes, strict=True)]
+        for part in parts:
+            part.fill(0.0)
+        counts = Counts(*parts, log_prob)
         kernel(
             x[bounds[w] : bounds[w + 1]],
             weights[bounds[w] : bounds[w + 1]],
@@ -112,14 +136,20 @@ def expected_counts(
             *(counts.root, counts.sums.ravel(), counts.inputs.ravel()),
             log_prob[bounds[w] : bounds[w + 1]],
             counting,
+            *(room.array(w, name, (size,)) for name in ("beta", "message")),
         )
         return counts
 
     with ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(job, range(workers))
-    for other in others:
-        for total, part in zip(first[:3], other[:3], strict=True):
-            total += part
+
+        def merge(w: int) -> None:
+            for other in others:
+                for total, part in zip(first[:3], other[:3], strict=True):
+                    share = slice(len(total) * w // workers, len(total) * (w + 1) // workers)
+                    total[share] += part[share]
+
+        list(pool.map(merge, range(workers)))
     if tables.log_scale is not None:
         scales = np.where(x >= 0, tables.log_scale[tree.input_group, np.maximum(x, 0)], 0.0)
         log_prob += scales.sum(1)
@@ -168,11 +198,10 @@ def _compiled(units: int) -> Callable[..., None]:
     def kernel(
         x, weights, parent, group, variables, start, input_group, root, sums, transposed,
         inputs, X, root_counts, sum_counts, input_counts, log_prob, counting,
+        beta, message,
     ):  # fmt: skip
         N, D = x.shape
         R = parent.size
-        beta = np.empty(R * B * K, dtype=np.float32)
-        message = np.empty(R * B * K, dtype=np.float32)
         below = np.empty(B * K, dtype=np.float32)
         values = np.empty((D, B), dtype=np.int64)
         scale = np.empty(B, dtype=np.float64)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from . import checkpoints
 from .circuit import TreeCircuit
-from .estep import Counts, Tables, expected_counts
+from .estep import Counts, Tables, Workspace, expected_counts
 from .inputs import Categorical, Discrete
 from .mstep import maximise
 from .rows import Rows
@@ -35,6 +35,7 @@ class Learner:
     ) -> None:
         self.circuit, self.rows, self.held_out, self.settings = circuit, rows, held_out, settings
         self.workers = torch.get_num_threads()
+        self.workspace = Workspace()
         self.discrete = isinstance(circuit.inputs, Discrete)
         self.tables: Tables | None = circuit.tables() if self.discrete else None
         self.pseudocount = settings.pseudocounts[0]
@@ -79,7 +80,14 @@ class Learner:
         r"""Takes the E-step."""
         if self.tables is not None:
             x, w = rows.x.numpy(), rows.weights.numpy()
-            return expected_counts(self.circuit.tree, self.tables, x, w, workers=self.workers)
+            return expected_counts(
+                self.circuit.tree,
+                self.tables,
+                x,
+                w,
+                workers=self.workers,
+                workspace=self.workspace,
+            )
         assert rows.seen is not None
         return expected_counts_torch(self.circuit, rows.x, rows.seen, rows.weights)
 
@@ -88,7 +96,9 @@ class Learner:
         candidates = self.settings.pseudocounts
         if len(candidates) == 1 or self.held_out is None or step < 1.0:
             pseudocount = candidates[0] * share
-            self.tables = maximise(self.circuit, counts, self.tables, pseudocount, step)
+            self.tables = maximise(
+                self.circuit, counts, self.tables, pseudocount, step, in_place=True
+            )
             return math.nan
         before, scores = self.tables, []
         for candidate in (*candidates, None):

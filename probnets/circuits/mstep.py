@@ -21,6 +21,8 @@ def maximise(
     tables: Tables | None,
     pseudocount: float,
     step: float = 1.0,
+    *,
+    in_place: bool = False,
 ) -> Tables | None:
     r"""Moves the parameters towards those that are most likely given expected counts.
 
@@ -34,6 +36,7 @@ def maximise(
         tables: The probabilities until now, of a circuit with discrete inputs.
         pseudocount: The count that is added for each parameter.
         step: How far to move, from 0 to 1.
+        in_place: Whether the new input probabilities may take the room of the old ones.
 
     Returns:
         The new probabilities, or None for a circuit without tables.
@@ -52,9 +55,9 @@ def maximise(
     root = _move(counts.root, tables.root, pseudocount, step)
     sums = _move(counts.sums, tables.sums, pseudocount, step)
     if isinstance(circuit.inputs, Categorical):
-        return Tables(
-            root, sums, _move_categorical(counts.inputs, tables.inputs, pseudocount, step)
-        )
+        inputs = tables.inputs if in_place else np.empty_like(tables.inputs)
+        _move_categorical(counts.inputs, tables.inputs, inputs, pseudocount, step)
+        return Tables(root, sums, inputs)
     _move_inputs(circuit, counts, pseudocount, step)
     return circuit.tables()._replace(root=root, sums=sums)
 
@@ -77,10 +80,9 @@ def _move_inputs(circuit: TreeCircuit, counts: Counts, pseudocount: float, step:
 
 
 def _move_categorical(
-    counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float
-) -> np.ndarray:
+    counts: np.ndarray, old: np.ndarray, new: np.ndarray, pseudocount: float, step: float
+) -> None:
     r"""Moves distributions along the middle axis, on all threads."""
-    new = np.empty_like(old)
     workers = torch.get_num_threads()
     bounds = [len(counts) * w // workers for w in range(workers + 1)]
     numbers = np.float32(pseudocount), np.float32(step)
@@ -91,7 +93,6 @@ def _move_categorical(
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(job, range(workers)))
-    return new
 
 
 @numba.njit(cache=True, nogil=True)

@@ -22,7 +22,7 @@ from probnets.coding import (
     train_tiles,
     train_whole,
 )
-from probnets.coding.stream import LIMIT, MAGIC, Header, open_stream
+from probnets.coding.stream import MAGIC, Header, open_stream
 from probnets.data import image_folder
 from probnets.data.folders import SUFFIXES
 
@@ -307,9 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("-o", dest="out", help="the file or folder to write")
         one.add_argument("--model", type=Path, help="the model, by default the shipped one")
         one.add_argument("--force", action="store_true", help="overwrite files")
-    unpack.add_argument(
-        "--limit", type=_positive, default=LIMIT, help="the most numbers an image may have"
-    )
+    unpack.add_argument("--limit", type=_positive, help="the most numbers an image may have")
 
     info = command("info", _info, "tell what a stream or a model holds")
     info.add_argument("file", metavar="FILE", type=Path)

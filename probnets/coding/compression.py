@@ -14,7 +14,7 @@ from .codec import GROUP, decode_rows, encode_rows
 from .errors import StreamError
 from .images import ImageLike, as_array
 from .models import ImageModel, as_model
-from .stream import DTYPES, LIMIT, Header, Reader, index, open_stream, seal
+from .stream import DTYPES, Header, Reader, index, open_stream, seal
 from .tilecodec import decode_tiles, encode_tiles
 
 Model = ImageModel | TreeCircuit | str | Path | None
@@ -61,7 +61,7 @@ def compress(img: ImageLike, pc_model: Model = None, *, workers: int | None = No
 
 
 def decompress(
-    blob: bytes, pc_model: Model = None, *, limit: int = LIMIT, workers: int | None = None
+    blob: bytes, pc_model: Model = None, *, limit: int | None = None, workers: int | None = None
 ) -> np.ndarray:
     r"""Restores an image, bit for bit, shape and dtype included.
 
@@ -69,7 +69,7 @@ def decompress(
         blob: The stream.
         pc_model: The model that the image was compressed with.
         limit: The largest number of numbers in an image that is accepted, a guard against
-            forged streams.
+            forged streams. By default 2^16 for each byte of the stream, or 2^24 if that is more.
         workers: The number of threads. By default as many as PyTorch uses.
 
     Returns:
@@ -143,7 +143,7 @@ def decompress_batch(
     pc_model: Model = None,
     *,
     select: slice | None = None,
-    limit: int = LIMIT,
+    limit: int | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
     r"""Restores images from a batch, all or some.
@@ -153,7 +153,8 @@ def decompress_batch(
         pc_model: The model that the images were compressed with.
         select: The images that are wanted, of step 1. Only the groups they are in are decoded.
             By default all.
-        limit: The largest number of numbers in all images that is accepted.
+        limit: The largest number of numbers in all images that is accepted, as in
+            :func:`decompress`.
         workers: The number of threads.
 
     Returns:

@@ -2,6 +2,7 @@ r"""Models of images: integer tables with a shape, in a file."""
 
 __all__ = ["ImageModel", "as_model", "pretrained"]
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -68,8 +69,9 @@ class ImageModel:
 
     @property
     def digest(self) -> bytes:
-        r"""The first bytes of a hash of all tables, by which streams name their model."""
-        return self.tables.digest[:4]
+        r"""The first bytes of a hash of tables, shape and kind, by which streams name a model."""
+        facts = f"{self.kind} {self.shape}".encode()
+        return hashlib.sha256(self.tables.digest + facts).digest()[:4]
 
     def __repr__(self) -> str:
         return (

@@ -31,7 +31,6 @@ from .errors import StreamError
 MAGIC = b"\x9dPN"
 VERSION = 1
 DTYPES = ("bool", "uint8", "uint16")
-LIMIT = 2**28  # numbers in an image, by default
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,14 @@ def seal(header: Header, payload: bytes) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def open_stream(blob: bytes, *, limit: int = LIMIT) -> tuple[Header, "Reader"]:
+def open_stream(blob: bytes, *, limit: int | None = None) -> tuple[Header, "Reader"]:
     r"""Checks a stream and reads its header.
 
     Arguments:
         blob: The stream.
-        limit: The largest size of an image that is accepted.
+        limit: The largest size of an image that is accepted. By default it is 2^16 numbers for
+            each byte of the stream, which is more than any image compresses to unless it is
+            black all over, or 2^24 numbers if that is more.
 
     Returns:
         The header, and a reader of the payload.
@@ -113,6 +114,7 @@ def open_stream(blob: bytes, *, limit: int = LIMIT) -> tuple[Header, "Reader"]:
     header = Header(digest, np.dtype(DTYPES[kind & 3]), shape, bool(kind >> 7))
     if dimensions == 0 or header.size == 0:
         raise StreamError(f"expected an image with pixels, got shape {shape}")
+    limit = max(2**24, len(blob) << 16) if limit is None else limit
     if header.size > limit:
         raise StreamError(
             f"expected an image of at most {limit} numbers, got shape {shape}; raise the limit if "
