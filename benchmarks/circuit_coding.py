@@ -24,15 +24,14 @@ import torch
 from probnets import data
 from probnets.circuits import (
     Categorical,
+    EMSettings,
     PathEvaluator,
     TreeCircuit,
     binary_tree,
-    hidden_chow_liu_tree,
     load_circuit,
     save_circuit,
 )
-from probnets.circuits.em import EMSettings, fit
-from probnets.coding import CodeTables, decode_rows, encode_rows
+from probnets.coding import CodeTables, decode_rows, encode_rows, train_whole
 from probnets.coding.schedule import Schedule
 
 EPOCHS = {16: 20, 32: 60}
@@ -52,10 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.smoke:
         options.units = [4]
         source = np.random.default_rng(0)
-        train, test = (source.integers(0, 256, (n, 36), dtype=np.uint8) for n in (400, 100))
+        train, test = (source.integers(0, 256, (n, 6, 6), dtype=np.uint8) for n in (400, 100))
     else:
         digits = data.mnist(options.data)
-        train, test = digits.train.reshape(-1, 784), digits.test.reshape(-1, 784)
+        train, test = digits.train, digits.test
+    test = test.reshape(len(test), -1)
 
     print(f"threads: {torch.get_num_threads()}; test images: {len(test)}")
     for units in options.units:
@@ -66,25 +66,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def trained(units: int, train: np.ndarray, folder: Path | None) -> TreeCircuit:
-    r"""Trains a circuit, or loads it from the folder. Every fiftieth image is held out."""
-    path = None if folder is None else folder / f"mnist-{units}.safetensors"
+    r"""Trains a circuit and keeps it, or loads it from the folder."""
+    path = None if folder is None else folder / f"mnist-{units}-circuit.safetensors"
     if path is not None and path.exists():
         return load_circuit(path)
-    held = np.arange(len(train)) % 50 == 49
-    torch.manual_seed(0)
-    tree = hidden_chow_liu_tree(train[~held])
-    circuit = TreeCircuit(tree, Categorical(tree.inputs, units, 256))
-    settings = EMSettings(
-        epochs=EPOCHS.get(units, 2), last_step=0.03, pseudocount=(0.1, 0.03, 0.3, 1.0)
-    )
     start = time.perf_counter()
-    result = fit(circuit, train[~held], settings, validation=train[held])
+    settings = EMSettings(epochs=EPOCHS.get(units, 2), last_step=0.03)
+    model, circuit, result = train_whole(train, units=units, settings=settings)
     print(
         f"K={units}: trained {len(result.history)} epochs in {time.perf_counter() - start:.0f} s, "
         f"validation {result.best:.4f} bpd, pseudocount {result.pseudocount}"
     )
     if path is not None:
         save_circuit(circuit, path)
+        model.save(path.with_name(f"mnist-{units}.safetensors"))
     return circuit
 
 

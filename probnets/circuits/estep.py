@@ -13,6 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numba.extending import overload
 
 from probnets.backend.rows import (
@@ -70,18 +71,34 @@ class Counts(NamedTuple):
 class Workspace:
     r"""Creates room for the arrays of an E-step, which the next one takes over.
 
-    Large arrays cost more to get from the system than to fill.
+    Large arrays cost more to get from the system, and to go through, than a batch of rows: the
+    workers remember which values they met, and clear and add only the counts of those.
     """
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[int, str], np.ndarray] = {}
 
-    def array(self, worker: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        r"""Returns an array of float32 with any content."""
+    def array(self, worker: int, name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        r"""Returns an array that is zero at first and then holds what was left in it."""
         array = self._arrays.get((worker, name))
         if array is None or array.shape != shape:
-            array = self._arrays[worker, name] = np.empty(shape, np.float32)
+            array = self._arrays[worker, name] = np.zeros(shape, kind)
         return array
+
+    def counts(
+        self, worker: int, shapes: list[tuple[int, ...]]
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        r"""Returns counts that are zero, and which values were met, none."""
+        names = Counts._fields[:3]
+        parts = [
+            self.array(worker, name, shape, np.float32)
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+        met = self.array(worker, "met", (math.prod(shapes[2][:2]),), np.uint8)
+        _clear_met(parts[2].reshape(met.size, shapes[2][2]), met)
+        parts[0].fill(0.0)
+        parts[1].fill(0.0)
+        return parts, met
 
 
 def expected_counts(
@@ -120,12 +137,9 @@ def expected_counts(
     log_prob = np.empty(N)
     bounds = [BLOCK * (-(-N // BLOCK) * w // workers) for w in range(workers)] + [N]
 
-    def job(w: int) -> Counts:
+    def job(w: int) -> tuple[Counts, np.ndarray]:
         shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables[:3]]
-        names = Counts._fields[:3]
-        parts = [room.array(w, name, shape) for name, shape in zip(names, shapes, strict=True)]
-        for part in parts:
-            part.fill(0.0)
+        parts, met = room.counts(w, shapes)
         counts = Counts(*parts, log_prob)
         kernel(
             x[bounds[w] : bounds[w + 1]],
@@ -136,20 +150,18 @@ def expected_counts(
             *(counts.root, counts.sums.ravel(), counts.inputs.ravel()),
             log_prob[bounds[w] : bounds[w + 1]],
             counting,
-            *(room.array(w, name, (size,)) for name in ("beta", "message")),
+            *(room.array(w, name, (size,), np.float32) for name in ("beta", "message")),
+            met,
         )
-        return counts
+        return counts, met
 
     with ThreadPoolExecutor(workers) as pool:
-        first, *others = pool.map(job, range(workers))
-
-        def merge(w: int) -> None:
-            for other in others:
-                for total, part in zip(first[:3], other[:3], strict=True):
-                    share = slice(len(total) * w // workers, len(total) * (w + 1) // workers)
-                    total[share] += part[share]
-
-        list(pool.map(merge, range(workers)))
+        (first, met), *others = pool.map(job, range(workers))
+    for other, also in others:
+        first.root[:] += other.root
+        first.sums[:] += other.sums
+        counts = (part.inputs.reshape(met.size, part.inputs.shape[2]) for part in (first, other))
+        _add_met(*counts, met, also)
     if tables.log_scale is not None:
         scales = np.where(x >= 0, tables.log_scale[tree.input_group, np.maximum(x, 0)], 0.0)
         log_prob += scales.sum(1)
@@ -198,7 +210,7 @@ def _compiled(units: int) -> Callable[..., None]:
     def kernel(
         x, weights, parent, group, variables, start, input_group, root, sums, transposed,
         inputs, X, root_counts, sum_counts, input_counts, log_prob, counting,
-        beta, message,
+        beta, message, met,
     ):  # fmt: skip
         N, D = x.shape
         R = parent.size
@@ -284,10 +296,28 @@ def _compiled(units: int) -> Callable[..., None]:
                     v = variables[m]
                     for b in range(rows):
                         if values[v, b] >= 0:
-                            e = (input_group[v] * X + values[v, b]) * K
+                            e = input_group[v] * X + values[v, b]
+                            met[e] = 1
+                            e *= K
                             o = (r * B + b) * K
                             for k in range(0, K, W):
                                 row = load(input_counts, e + k, W) + load(beta, o + k, W)
                                 store(input_counts, e + k, row)
 
     return kernel
+
+
+@njit(cache=True, nogil=True)
+def _clear_met(counts, met):
+    for e in range(met.size):
+        if met[e]:
+            counts[e] = 0.0
+            met[e] = 0
+
+
+@njit(cache=True, nogil=True)
+def _add_met(total, counts, met, also):
+    for e in range(met.size):
+        if also[e]:
+            total[e] += counts[e]
+            met[e] = 1

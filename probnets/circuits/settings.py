@@ -41,7 +41,7 @@ class EMSettings:
     batch_size: int = 500
     first_step: float = 0.9
     last_step: float = 0.05
-    pseudocount: float | tuple[float, ...] = 0.1
+    pseudocount: float | tuple[float, ...] = (0.1, 0.03, 0.3, 1.0)
     patience: int | None = None
     seed: int = 0
 

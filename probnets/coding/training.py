@@ -28,7 +28,7 @@ def train_whole(
 ) -> tuple[ImageModel, TreeCircuit, FitResult]:
     r"""Learns a hidden Chow-Liu tree of small images of one shape.
 
-    A twentieth of the images, at most 5,000, is held out to choose the pseudocount and the best
+    A tenth of the images, at most 1,000, is held out to choose the pseudocount and the best
     epoch.
 
     Arguments:
@@ -49,10 +49,10 @@ def train_whole(
         )
     settings = settings or EMSettings()
     rows = images.reshape(len(images), -1)
-    rows = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
+    rows = rows.astype(np.uint8) if rows.dtype == np.bool_ else rows
     values = 2 if images.dtype == np.bool_ else 256 if images.dtype == np.uint8 else 65536
     order = np.random.default_rng(settings.seed).permutation(len(rows))
-    held = min(len(rows) // 20, 5000)
+    held = min(len(rows) // 10, 1000)
     train, valid = rows[np.sort(order[held:])], rows[np.sort(order[:held])]
 
     tree = hidden_chow_liu_tree(train)
