@@ -31,7 +31,7 @@ from .structure import Tree
 
 # pyright: reportMissingParameterType=false
 
-BLOCK = 64  # rows that go through the tree together
+BLOCK = 32  # rows that go through the tree together
 EVERY = 4  # factors that rows may have before they are rescaled, lest they underflow
 
 

@@ -64,11 +64,10 @@ def maximise(
 
 def _move(counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float) -> np.ndarray:
     r"""Moves distributions along the last axis."""
-    smooth = counts + counts.dtype.type(pseudocount)
-    total = smooth.sum(-1, keepdims=True)
-    best = smooth / np.maximum(total, np.finfo(total.dtype).tiny)
-    moved = (1 - step) * old + step * best if step < 1.0 else best
-    return np.where(total > 0, moved, old).astype(old.dtype)
+    new = np.empty_like(old)
+    flat = (array.reshape(-1, old.shape[-1]) for array in (counts, old, new))
+    _move_rows(*flat, old.dtype.type(pseudocount), old.dtype.type(step))
+    return new
 
 
 def _move_inputs(circuit: TreeCircuit, counts: Counts, pseudocount: float, step: float) -> None:
@@ -115,3 +114,17 @@ def _move_groups(counts, old, new, pseudocount, step):
         for x in range(X):
             for k in range(K):
                 new[h, x, k] = keep[k] * old[h, x, k] + factor[k] * counts[h, x, k] + add[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _move_rows(counts, old, new, pseudocount, step):
+    rows, K = counts.shape
+    one = old.dtype.type(1)
+    for r in range(rows):
+        total = pseudocount * K
+        for k in range(K):
+            total += counts[r, k]
+        used = total > 0
+        for k in range(K):
+            best = (counts[r, k] + pseudocount) / total if used else old[r, k]
+            new[r, k] = (one - step) * old[r, k] + step * best
