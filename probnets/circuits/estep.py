@@ -87,18 +87,16 @@ class Workspace:
 
     def counts(
         self, worker: int, shapes: list[tuple[int, ...]]
-    ) -> tuple[list[np.ndarray], np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         r"""Returns counts that are zero, and which values were met, none."""
-        names = Counts._fields[:3]
-        parts = [
-            self.array(worker, name, shape, np.float32)
-            for name, shape in zip(names, shapes, strict=True)
-        ]
+        root = self.array(worker, "root", shapes[0], np.float32)
+        sums = self.array(worker, "sums", shapes[1], np.float32)
+        inputs = self.array(worker, "inputs", shapes[2], np.float32)
         met = self.array(worker, "met", (math.prod(shapes[2][:2]),), np.uint8)
-        _clear_met(parts[2].reshape(met.size, shapes[2][2]), met)
-        parts[0].fill(0.0)
-        parts[1].fill(0.0)
-        return parts, met
+        _clear_met(inputs.reshape(met.size, shapes[2][2]), met)
+        root.fill(0.0)
+        sums.fill(0.0)
+        return root, sums, inputs, met
 
 
 def expected_counts(
@@ -139,8 +137,8 @@ def expected_counts(
 
     def job(w: int) -> tuple[Counts, np.ndarray]:
         shapes = [t.shape if counting else (t.shape[0],) + (0,) * (t.ndim - 1) for t in tables[:3]]
-        parts, met = room.counts(w, shapes)
-        counts = Counts(*parts, log_prob)
+        root, sums, inputs, met = room.counts(w, shapes)
+        counts = Counts(root, sums, inputs, log_prob)
         kernel(
             x[bounds[w] : bounds[w + 1]],
             weights[bounds[w] : bounds[w + 1]],
@@ -160,8 +158,8 @@ def expected_counts(
     for other, also in others:
         first.root[:] += other.root
         first.sums[:] += other.sums
-        counts = (part.inputs.reshape(met.size, part.inputs.shape[2]) for part in (first, other))
-        _add_met(*counts, met, also)
+        flat = met.size, first.inputs.shape[2]
+        _add_met(first.inputs.reshape(flat), other.inputs.reshape(flat), met, also)
     if tables.log_scale is not None:
         scales = np.where(x >= 0, tables.log_scale[tree.input_group, np.maximum(x, 0)], 0.0)
         log_prob += scales.sum(1)

@@ -65,8 +65,9 @@ def maximise(
 def _move(counts: np.ndarray, old: np.ndarray, pseudocount: float, step: float) -> np.ndarray:
     r"""Moves distributions along the last axis."""
     new = np.empty_like(old)
-    flat = (array.reshape(-1, old.shape[-1]) for array in (counts, old, new))
-    _move_rows(*flat, old.dtype.type(pseudocount), old.dtype.type(step))
+    size = old.shape[-1]
+    numbers = old.dtype.type(pseudocount), old.dtype.type(step)
+    _move_rows(counts.reshape(-1, size), old.reshape(-1, size), new.reshape(-1, size), *numbers)
     return new
 
 
