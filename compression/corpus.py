@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("expected a folder of images, got none")
         model = ImageModel.load(args.model) if args.model else pretrained()
         return _table(_images(args), model, args.effort)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         print(f"corpus.py: error: {error}", file=sys.stderr)
         return 1
 

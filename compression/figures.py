@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out = Path(scratch)
             _draw(small, images[..., 0], args)
             _draw(pretrained(), [np.tile(images[0], (4, 6, 3))], args)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"figures.py: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         exact = [_table(name, args) for name in args.sets or ("mnist", "fashion")]
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         print(f"table.py: error: {error}", file=sys.stderr)
         return 1
     return 0 if all(exact) else 1

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with TemporaryDirectory() as scratch:
             _run(args, Path(scratch))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -166,6 +166,32 @@ def test_loop_does_not_underflow(name, least):
     assert_counts_close(found, expected, 2)
 
 
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("least", [1e-10, 5e-12, 1e-15])
+def test_log_prob_of_what_underflows(name, least):
+    # The loop gives up on such rows, and PyTorch takes them.
+    tree = LARGE[name]
+    circuit = randomise(TreeCircuit(tree, Categorical(tree.inputs, 4, 2)))
+    with torch.no_grad():
+        rare = least * (0.5 + torch.rand(tree.inputs, 4))
+        circuit.inputs.logits.copy_(torch.stack([torch.ones_like(rare), rare], dim=1).log())
+        x = torch.ones(2, tree.variables, dtype=torch.long)
+        seen = torch.ones_like(x, dtype=torch.bool)
+        expected = circuit.log_prob_torch(x, seen)
+        torch.testing.assert_close(circuit.log_prob(x), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_rows_without_weight_may_be_impossible():
+    circuit = randomise(TreeCircuit(chain(2), Categorical(2, 2, 2)))
+    with torch.no_grad():
+        circuit.inputs.logits[0, 1] = -math.inf
+    settings = EMSettings(epochs=0, pseudocount=0.0)
+    data = np.array([[0, 0], [0, 1], [1, 0]])
+    fit(circuit, data, settings, weights=np.array([1.0, 1.0, 0.0]), progress=False)
+    with pytest.raises(ValueError, match="positive probability, got row 2"):
+        fit(circuit, data, settings, progress=False)
+
+
 def test_loop_with_wide_values():
     circuit = randomise(TreeCircuit(chain(2), Categorical(2, 2, 70_000)))
     x = np.array([[69_999, 5], [-1, 40_000]], dtype=np.int32)

@@ -128,7 +128,7 @@ def test_rejects_images_without_tiles():
     for images in ([], [PICTURES[0][..., 0]], [PICTURES[0][:7]]):
         with pytest.raises(ValueError, match="expected an image in colour of 8 x 8 pixels or"):
             train_tiles(images, tile=8)
-    with pytest.raises(ValueError, match="with 10 complete tiles or more, got 4"):
+    with pytest.raises(ValueError, match="20 complete tiles or more, got 4"):
         train_tiles([PICTURES[0][:16, :16]], tile=8)
 
 

@@ -295,12 +295,12 @@ def _plan(circuit: TreeCircuit) -> _Plan:
 
     size = 2 * np.maximum(count, 1)
     sums = circuit.log_sums().exp().numpy()
-    table, exponents = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int16)
+    table, exponents = np.zeros((0, 0, 0)), np.zeros((0, 0, 0), np.int32)
     if isinstance(circuit.inputs, Discrete):
         table, shift = _split(circuit.inputs.log_table().numpy())
         shift[table == 0.0] = 0.0
         if shift.any():
-            exponents = shift.astype(np.int16)
+            exponents = shift.astype(np.int32)
     return _Plan(
         *(tree.parent, tree.sum_group, np.cumsum(size) - size, count),
         *(np.r_[0, leaf[tree.variables :]], leaf[: tree.variables], tree.region, tree.input_group),

@@ -46,11 +46,11 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             facts = (file.metadata() or {}).get(KEY)
+            if facts is None:
+                raise ValueError("its header has no facts")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts is None:
-            raise ValueError("its header has no facts")
         return arrays, json.loads(facts)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"expected a file that probnets wrote at {path}: {error}") from None
 
 

@@ -49,6 +49,11 @@ def fit(
         ValueError: If data do not fit the circuit, or have probability zero under it.
     """
     settings = settings or EMSettings()
+    if circuit.root_logits.device.type != "cpu":
+        raise ValueError(
+            f"expected a circuit on the CPU, got one on {circuit.root_logits.device}; move it "
+            "with .cpu(), or train it there by a torch optimiser"
+        )
     rows = Rows.prepare(circuit, data, observed, weights)
     held_out = None if validation is None else Rows.prepare(circuit, validation, None, None)
     learner = Learner(circuit, rows, held_out, settings)

@@ -187,6 +187,8 @@ def _rescale_rows(beta, o, scale, log_prob, n, rows, B, K, W):
             for k in range(0, K, W):
                 top = max(top, row_max(load(beta, row + k, W)))
             if top != np.float32(1.0):
+                if top < np.float32(1e-37):
+                    top = np.float32(0.0)  # what is left has lost its digits
                 scale[b] *= top
                 factor = fill(np.float32(1.0) / max(top, np.float32(1e-37)), W)
                 for k in range(0, K, W):

@@ -19,6 +19,8 @@ from .mstep import maximise
 from .rows import Rows
 from .settings import EMSettings, FitResult
 
+SLICE = 1000  # rows that PyTorch takes at a time
+
 
 class Learner:
     r"""Is a fit under way: parameters and history.
@@ -89,7 +91,13 @@ class Learner:
                 workspace=self.workspace,
             )
         assert rows.seen is not None
-        return expected_counts_torch(self.circuit, rows.x, rows.seen, rows.weights)
+        slices = [slice(n, n + SLICE) for n in range(0, len(rows.x), SLICE)]
+        parts = [
+            expected_counts_torch(self.circuit, rows.x[s], rows.seen[s], rows.weights[s])
+            for s in slices
+        ]
+        sums = (np.sum(part, axis=0) for part in zip(*(p[:3] for p in parts), strict=True))
+        return Counts(*sums, np.concatenate([p.log_prob for p in parts]))
 
     def maximise(self, counts: Counts, step: float, share: float) -> float:
         r"""Takes the M-step, and returns bits per dimension in validation if it had to know."""
@@ -101,9 +109,11 @@ class Learner:
             )
             return math.nan
         before, scores = self.tables, []
+        inputs = {k: v.clone() for k, v in self.circuit.inputs.state_dict().items()}
         for candidate in (*candidates, None):
             if candidate is None:  # all are tried, the best comes again
                 candidate = candidates[int(np.argmin(scores))]
+            self.circuit.inputs.load_state_dict(inputs)
             self.tables = maximise(self.circuit, counts, before, candidate, step)
             scores.append(self.validate())
             self.pseudocount = candidate
@@ -121,7 +131,10 @@ class Learner:
         else:
             assert self.held_out.seen is not None
             with torch.no_grad():
-                log_prob = self.circuit.log_prob_torch(self.held_out.x, self.held_out.seen)
+                parts = zip(
+                    self.held_out.x.split(SLICE), self.held_out.seen.split(SLICE), strict=True
+                )
+                log_prob = torch.cat([self.circuit.log_prob_torch(x, seen) for x, seen in parts])
             log_prob = log_prob.double().numpy()
         bits = -float((log_prob * self.held_out.weights.numpy()).sum()) / math.log(2)
         return bits / self.held_out.observed()
@@ -237,12 +250,14 @@ def expected_counts_torch(
 
 
 def _total(counts: Counts, rows: Rows, bar: tqdm) -> float:
-    r"""Sums the log-likelihood of a batch, all of which must be possible."""
-    if not np.isfinite(counts.log_prob).all():
-        row = int(np.flatnonzero(~np.isfinite(counts.log_prob))[0])
+    r"""Sums the log-likelihood of the rows that weigh, all of which must be possible."""
+    weights = rows.weights.numpy()
+    log_prob = np.where(weights > 0, counts.log_prob, 0.0)
+    if not np.isfinite(log_prob).all():
+        row = int(np.flatnonzero(~np.isfinite(log_prob))[0])
         bar.close()
         raise ValueError(
             f"expected data of positive probability, got row {row} of a batch with probability "
             "zero; start from other parameters or use a pseudocount"
         )
-    return float((counts.log_prob * rows.weights.numpy()).sum())
+    return float((log_prob * weights).sum())

@@ -32,7 +32,7 @@ class EMSettings:
             gets its share. Of several, full-batch epochs choose the one that suits the
             validation data best; the first is used until then, and without validation data.
         patience: The number of epochs without improvement on the validation data after which
-            the mini-batch epochs end. By default all take place.
+            the mini-batch epochs end. By default, and without validation data, all take place.
         seed: The seed of the order of the rows.
     """
 

@@ -151,8 +151,10 @@ def _buffers(tables: CodeTables, schedule: Schedule) -> list[np.ndarray]:
 
 def _parallel(job: Callable[[slice], T], count: int, workers: int | None) -> list[T]:
     r"""Divides rows among threads, at multiples of a group."""
-    workers = workers or torch.get_num_threads()
-    size = min(-(-count // max(workers, 1)), _CHUNK)
+    workers = torch.get_num_threads() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"expected one worker or more, got {workers}")
+    size = min(-(-count // workers), _CHUNK)
     size = max(-(-size // GROUP), 1) * GROUP
     parts = [slice(n, min(n + size, count)) for n in range(0, count, size)]
     if workers == 1 or len(parts) == 1:

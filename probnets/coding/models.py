@@ -116,7 +116,10 @@ class ImageModel:
         if not isinstance(facts, dict):
             raise ValueError(f"expected an image model in {path}, got {facts!r}")
         if facts.get("what") != "image model":
-            raise ValueError(f"expected an image model in {path}, got {facts.get('what')!r}")
+            raise ValueError(
+                f"expected an image model in {path}, got {facts.get('what')!r}; read what "
+                "save_circuit wrote by load_circuit"
+            )
         if facts.get("format") != FORMAT:
             raise ValueError(
                 f"expected a model file of format {FORMAT}, got {facts.get('format')!r}; "

@@ -65,11 +65,12 @@ class Schedule:
             )
         plans = _plans.setdefault(tree, {})
         key = present.tobytes()
-        if key not in plans:
+        plan = plans.get(key)
+        if plan is None:
             if len(plans) >= _MOST_PLANS:
                 plans.clear()
-            plans[key] = _plan(tree, present)
-        return plans[key]
+            plan = plans[key] = _plan(tree, present)
+        return plan
 
 
 def _plan(tree: Tree, present: np.ndarray) -> Schedule:

@@ -1,7 +1,8 @@
 r"""Circuits in integers, whose code is the same on every machine."""
 
-__all__ = ["PRECISION", "CodeTables"]
+__all__ = ["TOTAL", "CodeTables"]
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,8 @@ import torch
 from probnets.circuits import Discrete, Tree, TreeCircuit
 from probnets.circuits.checkpoints import digest
 
-PRECISION = 24  # bits of a probability
+from .rangecoder import PRECISION
+
 TOTAL = 1 << PRECISION
 
 
@@ -73,11 +75,10 @@ class CodeTables:
                 f"expected at most {TOTAL >> 8} values, got {circuit.inputs.values}; "
                 "split them into bytes"
             )
+        own = copy.deepcopy(circuit).cpu().double()  # whatever its dtype, and wherever it is
         with torch.no_grad():
-            root, sums, inputs = (
-                part.double().cpu().exp().numpy()
-                for part in (circuit.log_root(), circuit.log_sums(), circuit.inputs.log_table())
-            )
+            parts = own.log_root(), own.log_sums(), own.inputs.log_table()
+            root, sums, inputs = (part.exp().numpy() for part in parts)
         if not all(np.isfinite(part).all() for part in (root, sums, inputs)):
             raise ValueError("expected finite parameters, got nan; train the circuit again")
         cumulative = _cumulative(inputs.transpose(0, 2, 1), floor=1).transpose(0, 2, 1)

@@ -2,6 +2,8 @@ r"""Coding an image of any size as tiles of residuals."""
 
 __all__ = ["decode_tiles", "encode_tiles"]
 
+import math
+
 import numpy as np
 
 from .codec import GROUP, decode_rows, encode_rows
@@ -100,7 +102,7 @@ def _read_group(model: ImageModel, shape: tuple[int, ...], reader: Reader) -> np
     r"""Reads the planes of a group, or the streams that code them."""
     how = reader.take(1)[0]
     if how == _RAW:
-        return np.frombuffer(reader.take(int(np.prod(shape))), np.uint8).reshape(shape)
+        return np.frombuffer(reader.take(math.prod(shape)), np.uint8).reshape(shape)
     if how != _CODED:
         raise StreamError(f"expected planes raw or coded, got {how}; it is damaged")
     return [

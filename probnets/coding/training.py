@@ -77,8 +77,8 @@ def train_tiles(
     r"""Learns a tied quad tree of tiles of residuals, for images of any size.
 
     The images are seen in both orientations, upright and on their sides, and a few tiles as
-    masks, so that the model knows images with few levels too. Every twentieth tile is held out
-    to choose the pseudocount and the best epoch.
+    masks, so that the model knows images with few levels too. Every twentieth tile is held out,
+    in all these forms, to choose the pseudocount and the best epoch.
 
     Arguments:
         images: The images, in colour. Grey ones are left out.
@@ -92,30 +92,28 @@ def train_tiles(
         The model, the circuit it was rounded from, and how the fit went.
     """
     settings = settings or EMSettings()
-    rows = tile_rows(images, tile, masks=8)
-    if len(rows) < 20:
-        raise ValueError(f"expected images with 10 complete tiles or more, got {len(rows) // 2}")
+    rows, number = _numbered_tiles(images, tile, masks=8)
+    held = number % 20 == 19
+    if not held.any():
+        raise ValueError(f"expected 20 complete tiles or more, got {len(np.unique(number))}")
+    train, valid = rows[~held], rows[held]
     tree = quad_tree(tile, tile, channels=3, tied=True)
     inputs = _categorical(tree.inputs, units, 512, settings.seed)
     circuit = TreeCircuit(tree, inputs, shape=(tile, tile, 3))
-    kmeans_start(circuit, rows, seed=settings.seed)
+    kmeans_start(circuit, train, seed=settings.seed)
 
-    held = np.arange(len(rows)) % 20 == 19
-    train, valid = rows[~held], rows[held]
     result = fit(
         circuit, train, settings, validation=valid, checkpoint=checkpoint, progress=progress
     )
     return ImageModel.from_circuit(circuit, kind="tiles"), circuit, result
 
 
-def tile_rows(images: Iterable[ImageLike], tile: int, *, masks: int | None = None) -> np.ndarray:
+def tile_rows(images: Iterable[ImageLike], tile: int) -> np.ndarray:
     r"""Cuts images into complete tiles of residuals, in both orientations.
 
     Arguments:
         images: The images.
         tile: The side of a tile, in pixels.
-        masks: How many tiles there are for each tile of a mask, which tells the pixels that are
-            brighter than half of the image. By default no tile is a mask's.
 
     Returns:
         The residuals, with shape :math:`(N, 3 t^2)`.
@@ -123,26 +121,41 @@ def tile_rows(images: Iterable[ImageLike], tile: int, *, masks: int | None = Non
     Raises:
         ValueError: If no image in colour is as large as a tile.
     """
-    rows = []
+    return _numbered_tiles(images, tile)[0]
+
+
+def _numbered_tiles(
+    images: Iterable[ImageLike], tile: int, *, masks: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Cuts images into tiles, and numbers them so that forms of one tile share a number.
+
+    With `masks` there is a tile of a mask, which tells the pixels that are brighter than half
+    of the image, for so many other tiles.
+    """
+    rows, numbers, count = [], [], 0
     for img in images:
         array = as_array(img)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
             continue
+        grid = np.arange(array.shape[0] // tile * (array.shape[1] // tile)) + count
+        grid = grid.reshape(array.shape[0] // tile, -1) if grid.size else grid.reshape(0, 0)
+        count += grid.size
         colour = array[..., :3]
-        views = [(colour, 1), (colour.transpose(1, 0, 2), 1)]
+        views = [(colour, grid, 1), (colour.transpose(1, 0, 2), grid.T, 1)]
         if masks is not None:
             mask = (colour > np.median(colour[..., 1]))[..., 1:2].astype(np.uint8)
-            views.append((mask.repeat(3, axis=2), max(masks // 2, 1)))
-        for view, step in views:
+            views.append((mask.repeat(3, axis=2), grid, max(masks // 2, 1)))
+        for view, places, step in views:
             symbols = forward(np.ascontiguousarray(view))
             classes = tile_classes(*view.shape[:2], tile=(tile, tile))
             whole = [cls for cls in classes if cls.mask.all()]
             rows.extend(cut(symbols, cls).reshape(cls.total, -1)[::step] for cls in whole)
+            numbers.append(places.ravel()[::step])
     if not rows:
         raise ValueError(
             f"expected an image in colour of {tile} x {tile} pixels or more, got none"
         )
-    return np.concatenate(rows)
+    return np.concatenate(rows), np.concatenate(numbers)
 
 
 def _categorical(groups: int, units: int, values: int, seed: int) -> Categorical:
