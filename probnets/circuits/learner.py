@@ -96,8 +96,12 @@ class Learner:
             expected_counts_torch(self.circuit, rows.x[s], rows.seen[s], rows.weights[s])
             for s in slices
         ]
-        sums = (np.sum(part, axis=0) for part in zip(*(p[:3] for p in parts), strict=True))
-        return Counts(*sums, np.concatenate([p.log_prob for p in parts]))
+        return Counts(
+            np.sum([part.root for part in parts], axis=0),
+            np.sum([part.sums for part in parts], axis=0),
+            np.sum([part.inputs for part in parts], axis=0),
+            np.concatenate([part.log_prob for part in parts]),
+        )
 
     def maximise(self, counts: Counts, step: float, share: float) -> float:
         r"""Takes the M-step, and returns bits per dimension in validation if it had to know."""

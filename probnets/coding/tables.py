@@ -67,15 +67,15 @@ class CodeTables:
             TypeError: If the inputs have a density instead of probabilities.
             ValueError: If there are too many values or the parameters are not finite numbers.
         """
-        if not isinstance(circuit.inputs, Discrete):
-            kind = type(circuit.inputs).__name__
+        own = copy.deepcopy(circuit).cpu().double()  # whatever its dtype, and wherever it is
+        if not isinstance(own.inputs, Discrete):
+            kind = type(own.inputs).__name__
             raise TypeError(f"expected discrete inputs to code with, got {kind}")
-        if circuit.inputs.values > TOTAL >> 8:
+        if own.inputs.values > TOTAL >> 8:
             raise ValueError(
-                f"expected at most {TOTAL >> 8} values, got {circuit.inputs.values}; "
+                f"expected at most {TOTAL >> 8} values, got {own.inputs.values}; "
                 "split them into bytes"
             )
-        own = copy.deepcopy(circuit).cpu().double()  # whatever its dtype, and wherever it is
         with torch.no_grad():
             parts = own.log_root(), own.log_sums(), own.inputs.log_table()
             root, sums, inputs = (part.exp().numpy() for part in parts)
