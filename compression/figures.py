@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from probnets.circuits import (
-    Categorical,
     TreeCircuit,
     plot_completions,
     plot_samples,
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(model: ImageModel, images: Iterable[np.ndarray], args: argparse.Namespace) -> None:
-    circuit = _circuit(model)
+    circuit = model.to_circuit()
     some = list(itertools.islice(images, args.count))
     _save(plot_tree(circuit), args.out / f"{model.kind}-tree.png")
     if model.kind == "tiles":
@@ -84,22 +83,6 @@ def _draw(model: ImageModel, images: Iterable[np.ndarray], args: argparse.Namesp
         seen[circuit.shape[0] // 2 :] = False
         figure = plot_completions(circuit, x, seen, generator=generator)
         _save(figure, args.out / "completions.png")
-
-
-def _circuit(model: ImageModel) -> TreeCircuit:
-    r"""Returns the circuit with the probabilities of a model's tables."""
-    tables = model.tables
-    inputs = Categorical(tables.tree.inputs, tables.units, tables.values)
-    circuit = TreeCircuit(tables.tree, inputs, shape=model.shape)
-    steps = np.diff(tables.cumulative, axis=1)  # (H, X, K)
-    with torch.no_grad():
-        for logits, counts in (
-            (circuit.root_logits, tables.root),
-            (circuit.sum_logits, tables.sums),
-            (inputs.logits, steps if inputs.logits.shape == steps.shape else steps.swapaxes(1, 2)),
-        ):
-            logits.copy_(torch.from_numpy(counts.astype(np.float64)).log())
-    return circuit
 
 
 def _heat(circuit: TreeCircuit, image: np.ndarray) -> "Figure":

@@ -296,9 +296,10 @@ def mutant(source, blob, other):
 def fuzz(count):
     source = np.random.default_rng(0)
     names = list(STREAMS)
-    started = time.monotonic()
+    slowest = 0.0
     accepted = 0
     for _ in range(count):
+        started = time.monotonic()
         name, other = source.choice(names, 2)
         image, blob, decode = STREAMS[name]
         bad = mutant(source, blob, STREAMS[other][1])
@@ -310,17 +311,18 @@ def fuzz(count):
             accepted += found is not None
             if found is not None:
                 judge(name, resealed(bad))
+        slowest = max(slowest, time.monotonic() - started)
     assert accepted > count / 100  # it gets past the checksum
-    return time.monotonic() - started
+    return slowest
 
 
 def test_mutations():
-    assert fuzz(2000) < 60
+    assert fuzz(2000) < 10  # of the slowest, on a machine that does other things too
 
 
 @pytest.mark.slow
 def test_many_mutations():
-    assert fuzz(20_000) < 600
+    assert fuzz(20_000) < 1
 
 
 # What streams may claim

@@ -139,3 +139,13 @@ def test_rejects_images_without_tiles():
 def test_rejects_images(images):
     with pytest.raises(ValueError, match="expected 20 images or more with shape"):
         train_whole(images)
+
+
+def test_circuit_of_a_model_keeps_the_probabilities():
+    images = np.stack(PICTURES)[:, :8, :8, 1].repeat(10, 0)
+    settings = EMSettings(epochs=1, batch_size=16)
+    model, circuit, _ = train_whole(images, units=4, settings=settings, progress=False)
+    x = torch.from_numpy(images.astype(np.int64))
+    again = model.to_circuit()
+    assert again.bits_per_dimension(x) == pytest.approx(circuit.bits_per_dimension(x), rel=1e-3)
+    assert again.shape == circuit.shape

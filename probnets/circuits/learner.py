@@ -16,10 +16,8 @@ from .circuit import TreeCircuit
 from .estep import Counts, Tables, Workspace, expected_counts
 from .inputs import Categorical, Discrete
 from .mstep import maximise
-from .rows import Rows
+from .rows import SLICE, Rows
 from .settings import EMSettings, FitResult
-
-SLICE = 1000  # rows that PyTorch takes at a time
 
 
 class Learner:

@@ -1,6 +1,6 @@
 r"""Data in the form that learning takes."""
 
-__all__ = ["Rows"]
+__all__ = ["SLICE", "Rows"]
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from . import checkpoints
 from .circuit import TreeCircuit
 from .inputs import Discrete
+
+SLICE = 1000  # rows that PyTorch takes at a time
 
 
 class Rows:

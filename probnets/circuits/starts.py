@@ -11,7 +11,8 @@ from scipy.cluster import vq
 from torch import Tensor
 
 from .circuit import TreeCircuit
-from .rows import Rows
+from .inputs import Discrete
+from .rows import SLICE, Rows
 from .structure import Tree
 
 _FEATURES = 16  # numbers that a region is clustered by, at most
@@ -66,11 +67,7 @@ def kmeans_start(
 
     labels = _labels(circuit.tree, x, circuit.units, seed)  # (n, R)
     tree, K = circuit.tree, circuit.units
-    states = torch.nn.functional.one_hot(torch.from_numpy(labels[:, tree.region]).long(), K)
-    weights = (states * seen[..., None]).to(circuit.root_logits.dtype)
-    group = torch.from_numpy(tree.input_group.copy())
-    values = torch.from_numpy(x).to(weights if part.seen is not None else torch.int64)
-    circuit.inputs.maximise(circuit.inputs.statistics(values, group, weights), pseudocount)
+    circuit.inputs.maximise(_input_statistics(circuit, x, seen, labels), pseudocount)
 
     root = np.bincount(labels[:, 0], minlength=K) + pseudocount
     circuit.root_logits.copy_(torch.from_numpy(np.log(root / root.sum())))
@@ -79,6 +76,24 @@ def kmeans_start(
         pairs = labels[:, tree.parent[r]] * K + labels[:, r]
         sums[tree.sum_group[r]] += np.bincount(pairs, minlength=K * K).reshape(K, K)
     circuit.sum_logits.copy_(torch.from_numpy(np.log(sums / sums.sum(-1, keepdims=True))))
+
+
+def _input_statistics(
+    circuit: TreeCircuit, x: np.ndarray, seen: Tensor, labels: np.ndarray
+) -> Tensor:
+    r"""Counts the values of each state, some rows at a time."""
+    dtype = circuit.root_logits.dtype
+    kind = torch.int64 if isinstance(circuit.inputs, Discrete) else dtype
+    total = 0
+    for n in range(0, len(x), SLICE):
+        rows = slice(n, n + SLICE)
+        state = torch.from_numpy(labels[rows][:, circuit.tree.region]).long()
+        weights = torch.nn.functional.one_hot(state, circuit.units).to(dtype)
+        weights *= seen[rows, :, None]
+        values = torch.from_numpy(x[rows]).to(kind)
+        total = total + circuit.inputs.statistics(values, circuit.input_group, weights)
+    assert isinstance(total, Tensor)
+    return total
 
 
 def _labels(tree: Tree, x: np.ndarray, units: int, seed: int) -> np.ndarray:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
-from probnets.circuits import Tree, TreeCircuit
+from probnets.circuits import Categorical, Tree, TreeCircuit
 from probnets.circuits.checkpoints import read, write
 
 from .tables import CodeTables
@@ -78,6 +79,20 @@ class ImageModel:
             f"ImageModel({self.digest.hex()}, kind={self.kind!r}, shape={self.shape}, "
             f"units={self.tables.units}, values={self.tables.values})"
         )
+
+    def to_circuit(self) -> TreeCircuit:
+        r"""Returns a circuit with the probabilities of the tables, to ask other things of."""
+        tables = self.tables
+        inputs = Categorical(tables.tree.inputs, tables.units, tables.values)
+        circuit = TreeCircuit(tables.tree, inputs, shape=self.shape)
+        with torch.no_grad():
+            for logits, counts in (
+                (circuit.root_logits, tables.root),
+                (circuit.sum_logits, tables.sums),
+                (inputs.logits, np.diff(tables.cumulative, axis=1)),
+            ):
+                logits.copy_(torch.from_numpy(counts.astype(np.float64)).log())
+        return circuit
 
     def save(self, path: str | Path) -> None:
         r"""Writes the model to a safetensors file, whole or not at all.
