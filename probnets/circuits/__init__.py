@@ -9,6 +9,12 @@ from .chowliu import chow_liu_parents as chow_liu_parents
 from .chowliu import hidden_chow_liu_tree as hidden_chow_liu_tree
 from .chowliu import mutual_information as mutual_information
 from .circuit import TreeCircuit as TreeCircuit
+from .conditional import ConditionalCircuit as ConditionalCircuit
+from .conditional import ParameterNetwork as ParameterNetwork
+from .conditional import Stage as Stage
+from .conditional import flatten_parameters as flatten_parameters
+from .conditional import parameter_count as parameter_count
+from .conditional import unflatten_parameters as unflatten_parameters
 from .em import EMSettings as EMSettings
 from .em import FitResult as FitResult
 from .em import fit as fit
@@ -20,6 +26,8 @@ from .inputs import Categorical as Categorical
 from .inputs import Discrete as Discrete
 from .inputs import Gaussian as Gaussian
 from .inputs import Input as Input
+from .integers import IntegerNetwork as IntegerNetwork
+from .integers import IntegerParameters as IntegerParameters
 from .ordinal import Bernoulli as Bernoulli
 from .ordinal import Binomial as Binomial
 from .ordinal import DiscretisedLogistic as DiscretisedLogistic
