@@ -306,3 +306,16 @@ def test_rejects_other_models():
             compress(np.zeros((4, 5), np.uint8), bad)  # pyright: ignore[reportArgumentType]
     with pytest.raises(FileNotFoundError):
         compress(np.zeros((4, 5), np.uint8), "no such file")
+
+
+@pytest.mark.parametrize(
+    ("make", "mode", "message"),
+    [
+        (tile_model, "slow", "expected mode 'fast' for a model of tiles, got 'slow'"),
+        (whole_model, "slow", "expected mode 'fast' for a model of whole images, got 'slow'"),
+        (tile_model, "best", "expected mode 'fast' or 'slow', got 'best'"),
+    ],
+)
+def test_modes(make, mode, message):
+    with pytest.raises(ValueError, match=message):
+        compress(picture((4, 5), np.uint8) // 16, make(), mode=mode)

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from PIL import Image
 
-from probnets.coding.images import as_array, group_widths, join_planes, split_planes
+from probnets.coding import ImageWarning
+from probnets.coding.images import (
+    array_and_notes,
+    as_array,
+    group_widths,
+    join_planes,
+    split_planes,
+)
 
 DTYPES = ["bool", "uint8", "uint16"]
 SIDES = st.integers(1, 7)
@@ -122,6 +129,7 @@ def test_byte_order_is_native(order):
     [
         ("1", "bool", (3, 5)),
         ("L", "uint8", (3, 5)),
+        ("LA", "uint8", (3, 5, 2)),
         ("RGB", "uint8", (3, 5, 3)),
         ("RGBA", "uint8", (3, 5, 4)),
         ("I;16", "uint16", (3, 5)),
@@ -146,32 +154,107 @@ def test_pil_modes(mode, dtype, shape, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "remedy"),
     [
-        ("P", r"img\.convert\('RGB'\)"),
         ("CMYK", r"img\.convert\('RGB'\)"),
         ("YCbCr", r"img\.convert\('RGB'\)"),
-        ("LA", r"np\.asarray\(img\), with shape \(H, W, 2\)"),
+        ("LAB", r"img\.convert\('RGB'\)"),
+        ("RGBa", r"img\.convert\('RGBA'\)"),
         ("I", r"np\.asarray\(img\)\.astype\(np\.uint16\)"),
         ("F", r"np\.asarray\(img\)\.round\(\)\.astype\(np\.uint16\)"),
     ],
 )
 def test_rejects_pil_modes(mode, remedy):
-    img = pattern("RGB").convert("L").convert(mode)
-    with pytest.raises(
-        ValueError, match=rf"in mode 1, L, RGB, RGBA or I;16, got {mode}; convert it with {remedy}"
-    ):
+    img = Image.new(mode, (5, 3))
+    sentence = rf"in mode 1, L, LA, P, PA, RGB, RGBA or I;16, got {mode}; convert it with {remedy}"
+    with pytest.raises(ValueError, match=sentence):
         as_array(img)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "P"])
-def test_rejects_transparent_colour(mode, tmp_path):
-    path = tmp_path / "img.png"
-    transparency = (1, 2, 3) if mode == "RGB" else 0
-    pattern("RGB").convert(mode).save(path, transparency=transparency)
+# Palettes and transparent colours
 
-    with pytest.raises(ValueError, match=r"img\.convert\('RGBA'\)"):
-        as_array(path)
-    with Image.open(path) as img:
-        assert as_array(img.convert("RGBA")).shape == (3, 5, 4)
+
+def png_of(path, colour_type, depth, rows, **chunks):
+    """Writes a PNG with rows of packed bytes, and chunks that PIL would not write."""
+    size = (chunks.pop("width", 4), len(rows))
+    header = b"".join(n.to_bytes(4) for n in size) + bytes([depth, colour_type, 0, 0, 0])
+    data = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
+    named = [(name.encode(), bytes(data)) for name, data in chunks.items()]
+    parts = [(b"IHDR", header), *named, (b"IDAT", data), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts))
+    return path
+
+
+COLOURS = np.array([[9, 8, 7], [255, 0, 1], [0, 0, 0], [4, 5, 6]], dtype=np.uint8)
+INDEX = np.array([[0, 1, 2, 3], [3, 3, 0, 1]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("alpha", [None, [0], [0, 128], [7, 6, 5, 4]], ids=str)
+def test_palettes_are_exact(alpha, tmp_path):
+    more = {} if alpha is None else {"tRNS": alpha}
+    path = png_of(tmp_path / "a.png", 3, 8, INDEX, PLTE=COLOURS.ravel(), **more)
+
+    with pytest.warns(ImageWarning, match="expected pixels, got a palette; its colours are kept"):
+        array = as_array(path)
+
+    expected = COLOURS[INDEX]
+    if alpha is not None:
+        table = np.array([*alpha, *[255] * (4 - len(alpha))], dtype=np.uint8)
+        expected = np.dstack([expected, table[INDEX]])  # colours below clear pixels stay
+    np.testing.assert_array_equal(array, expected, strict=True)
+
+
+def test_palettes_in_memory():
+    img = Image.frombytes("P", (4, 2), INDEX.tobytes())
+    img.putpalette(COLOURS.tobytes())
+    faded = img.convert("PA")
+    faded.putalpha(Image.fromarray(np.full((2, 4), 77, dtype=np.uint8)))
+
+    with pytest.warns(ImageWarning, match="kept as RGB,"):
+        np.testing.assert_array_equal(as_array(img), COLOURS[INDEX])
+    with pytest.warns(ImageWarning, match="kept as RGBA,"):
+        array = as_array(faded)
+    np.testing.assert_array_equal(array[..., :3], COLOURS[INDEX])
+    assert (array[..., 3] == 77).all()
+
+
+GREYS = {1: [[0b01100000]], 2: [[0b00011011]], 4: [[0x01, 0x9F]], 8: [[0, 1, 9, 255]]}
+DECODED = {1: [0, 255, 255, 0], 2: [0, 85, 170, 255], 4: [0, 17, 153, 255], 8: [0, 1, 9, 255]}
+
+
+@pytest.mark.parametrize("depth", GREYS)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_transparent_greys_are_exact(depth, place, tmp_path):
+    key = DECODED[depth][place] * (2**depth - 1) // 255
+    path = png_of(tmp_path / "a.png", 0, depth, GREYS[depth], tRNS=[0, key])
+
+    with pytest.warns(ImageWarning, match="got a transparent colour; it is kept as alpha"):
+        array = as_array(path)
+
+    grey = np.array([DECODED[depth]], dtype=np.uint8)
+    clear = np.where(grey == DECODED[depth][place], 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(array, np.dstack([grey, grey, grey, clear]), strict=True)
+
+
+def test_transparent_colours_are_exact(tmp_path):
+    rows = [[9, 8, 7, 9, 8, 6, 9, 8, 7, 0, 0, 0]]
+    path = png_of(tmp_path / "a.png", 2, 8, rows, tRNS=[0, 9, 0, 8, 0, 7])
+
+    with pytest.warns(ImageWarning, match="transparent colour"):
+        array = as_array(path)
+
+    np.testing.assert_array_equal(array[..., :3], np.reshape(rows, (1, 4, 3)))
+    assert array[..., 3].tolist() == [[0, 255, 0, 255]]
+
+
+@pytest.mark.parametrize(("mode", "key"), [("I;16", 5), ("L", 256), ("L", b"\0"), ("RGB", (1, 2))])
+def test_rejects_transparent_colours_that_are_none(mode, key):
+    img = pattern(mode)
+    img.info["transparency"] = key
+
+    with pytest.raises(ValueError, match=r"a transparent colour of eight bits, got .*; drop it"):
+        as_array(img)
+
+
+# What is refused
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tiff"])
@@ -184,25 +267,41 @@ def test_rejects_animations(suffix, tmp_path):
         as_array(path)
 
 
-def test_rejects_orientation(tmp_path):
-    path = tmp_path / "img.png"
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_turned_images_stay_as_they_are(suffix, tmp_path):
+    path = tmp_path / f"img.{suffix}"
     exif = Image.Exif()
     for orientation in range(1, 9):
         exif[0x0112] = orientation
         pattern("RGB").save(path, exif=exif)
 
-        if orientation == 1:
-            assert as_array(path).shape == (3, 5, 3)
-            continue
-        with pytest.raises(ValueError, match=rf"orientation {orientation}; .*exif_transpose"):
-            as_array(path)
+        array, notes = array_and_notes(path)
+        with Image.open(path) as img:
+            np.testing.assert_array_equal(array, np.asarray(img))
+        if suffix == "tiff":  # PIL turns it upright
+            assert notes.orientation == 1
+            assert array.shape == ((3, 5, 3) if orientation < 5 else (5, 3, 3))
+        else:
+            assert notes.orientation == orientation
+            assert array.shape == (3, 5, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "I;16"])
+def test_one_pixel(mode, tmp_path):
+    path = tmp_path / "img.png"
+    Image.new(mode, (1, 1)).save(path)
+
+    array = as_array(path)
+
+    assert array.shape[:2] == (1, 1)
+    assert not array.any()
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)])
 def test_rejects_files_that_pil_would_cut(color_type, channels, tmp_path):
     path = tmp_path / "img.png"
     write_deep_png(path, color_type, channels)
-    with pytest.raises(ValueError, match=r"more than eight bits|in mode .* got LA"):
+    with pytest.raises(ValueError, match=r"more than eight bits per colour"):
         as_array(path)
 
 
@@ -214,6 +313,42 @@ def test_rejects_deep_ppm(tmp_path):
 
     path.write_bytes(b"P6 1 1 255\n" + bytes([1, 2, 3]))
     assert as_array(path).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "head", "place", "flip"),
+    [("jp2", b"\xff\x4f\xff\x51", 42, 7 ^ 15), ("avif", b"av1C", 6, 64)],
+)
+def test_rejects_deep_heads(suffix, head, place, flip, tmp_path):
+    path = tmp_path / f"img.{suffix}"
+    try:
+        pattern("RGB", (64, 64)).save(path)
+    except (KeyError, OSError, ValueError):
+        pytest.skip(f"needs Pillow with {suffix}")
+    assert as_array(path).shape == (64, 64, 3)
+
+    content = bytearray(path.read_bytes())
+    content[content.index(head) + place] ^= flip
+    if suffix == "avif":  # which states its depth twice
+        start = content.index(b"pixi") + 9
+        content[start : start + 3] = bytes([10, 10, 10])
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"more than eight bits per colour"):
+        as_array(path)
+
+
+def test_takes_colours_of_five_bits(tmp_path):
+    path = tmp_path / "img.bmp"  # of 16 bits a pixel, 5 6 5, which PIL keeps in full
+    words = np.array([0xF800, 0x07E0, 0x001F, 0x0000], dtype="<u2").tobytes()
+    masks = b"".join(n.to_bytes(4, "little") for n in (0xF800, 0x07E0, 0x001F))
+    head = b"".join(n.to_bytes(4, "little") for n in (40, 4, 1)) + b"\1\0\x10\0"
+    head += b"".join(n.to_bytes(4, "little") for n in (3, 8, 2835, 2835, 0, 0))
+    start = 14 + len(head) + 12
+    file = b"BM" + (start + 8).to_bytes(4, "little") + bytes(4) + start.to_bytes(4, "little")
+    path.write_bytes(file + head + masks + words)
+
+    primaries = [[[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]]]
+    assert as_array(path).tolist() == primaries
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int32", "int64"])

@@ -92,10 +92,11 @@ def test_by_hand():
     dtype=st.sampled_from(["bool", "uint8", "uint16"]),
     digest=st.binary(min_size=4, max_size=4),
     batch=st.booleans(),
+    notes=st.binary(max_size=300),
     payload=st.binary(),
 )
-def test_round_trip(shape, dtype, digest, batch, payload):
-    header = Header(digest, np.dtype(dtype), shape, batch)
+def test_round_trip(shape, dtype, digest, batch, notes, payload):
+    header = Header(digest, np.dtype(dtype), shape, batch, b"" if batch else notes)
     again, reader = open_stream(seal(header, payload))
     assert again == header
     assert again.size == np.prod(shape)
@@ -160,7 +161,7 @@ def test_foreign_files(foreign):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (3, 2, "expected a stream of version 1, got version 2; it is damaged, or a newer"),
+        (3, 3, "expected a stream of version 1 or 2, got version 3; it is damaged, or a newer"),
         (3, 0, "got version 0"),
         (8, 3 | 2 << 2, "expected a known dtype, got number 3"),
         (8, 1, r"expected an image with pixels, got shape \(\)"),

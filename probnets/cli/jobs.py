@@ -4,8 +4,9 @@ __all__ = ["Job", "Writer", "list_jobs", "writing"]
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from probnets.circuits.checkpoints import replace
@@ -71,36 +72,61 @@ def list_jobs(
     return jobs
 
 
-@dataclass(frozen=True)
 class Writer:
-    r"""Creates a writer that spares what is there.
+    r"""Creates a writer that spares what is there, for any number of threads.
 
     Arguments:
         force: Whether files may be overwritten.
     """
 
-    force: bool
-    written: set[Path] = field(default_factory=set)
+    def __init__(self, *, force: bool) -> None:
+        self.force = force
+        self._claimed: set[Path] = set()
+        self._lock = threading.Lock()
 
-    def check(self, target: Path, source: Path | None = None) -> None:
-        r"""Raises if a file may not be written."""
+    def claim(self, target: Path, source: Path | None = None) -> None:
+        r"""Takes a file for one writer alone, or raises if it may not be written.
+
+        Arguments:
+            target: The file.
+            source: What it is made from.
+
+        Raises:
+            FileExistsError: If there is such a file, or if it was claimed before.
+            ValueError: If it is its own source.
+        """
         place = target.resolve()
         if source is not None and place == source.resolve():
             raise ValueError(f"expected a result beside its source, got {target} for both")
-        if place in self.written:
-            raise FileExistsError(f"expected a target for each file, got {target} twice; see -o")
+        with self._lock:
+            if place in self._claimed:
+                raise FileExistsError(
+                    f"expected a target for each file, got {target} twice; see -o"
+                )
+            self._spare(target)
+            self._claimed.add(place)
+
+    def write(self, target: Path, content: bytes) -> None:
+        r"""Writes a file that is claimed, whole or not at all.
+
+        Arguments:
+            target: The file.
+            content: Its content.
+
+        Raises:
+            FileExistsError: If another program has made such a file meanwhile.
+            OSError: If it cannot be written.
+        """
+        self._spare(target)
+        with writing(target):
+            replace(target, content)
+
+    def _spare(self, target: Path) -> None:
         if target.exists() and not self.force:
             raise FileExistsError(
                 f"expected no file at {target}, got one; pass --force to overwrite it, or "
                 "another name with -o"
             )
-
-    def write(self, target: Path, content: bytes, source: Path | None = None) -> None:
-        r"""Writes a file, whole or not at all."""
-        self.check(target, source)
-        with writing(target):
-            replace(target, content)
-        self.written.add(target.resolve())
 
 
 @contextlib.contextmanager

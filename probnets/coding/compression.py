@@ -1,9 +1,19 @@
 r"""Compressing images to bytes and back."""
 
-__all__ = ["compress", "compress_batch", "decompress", "decompress_batch"]
+__all__ = [
+    "Mode",
+    "check_fit",
+    "check_mode",
+    "compress",
+    "compress_batch",
+    "decompress",
+    "decompress_batch",
+]
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -11,20 +21,34 @@ from torch import Tensor
 from probnets.circuits import TreeCircuit
 
 from .codec import GROUP, decode_rows, encode_rows
-from .errors import StreamError
-from .images import ImageLike, as_array
+from .errors import ImageWarning, StreamError
+from .images import ImageLike, array_and_notes
 from .models import ImageModel, as_model
+from .notes import Notes, pack_notes, unpack_notes
 from .stream import DTYPES, Header, Reader, index, open_stream, seal
 from .tilecodec import decode_tiles, encode_tiles
 
 Model = ImageModel | TreeCircuit | str | Path | None
+Mode = Literal["fast", "slow"]
 
 
-def compress(img: ImageLike, pc_model: Model = None, *, workers: int | None = None) -> bytes:
+def compress(
+    img: ImageLike,
+    pc_model: Model = None,
+    *,
+    mode: Mode = "fast",
+    notes: Notes | None = None,
+    workers: int | None = None,
+) -> bytes:
     r"""Compresses an image without loss.
 
     The bytes depend on the image and the model alone, not on the machine, the number of
     threads or the number of images that are compressed together.
+
+    What a file or a PIL image says beside its pixels, such as its colour profile and EXIF,
+    goes into the stream as well: see :class:`probnets.coding.Notes` for what is kept, and
+    :func:`probnets.coding.read_notes`, which gives it back. Pixels lie as they are stored, so
+    that an image that EXIF says to turn comes back unturned, with the same EXIF.
 
     References:
         | Lossless Compression with Probabilistic Circuits (Liu, Mandt & Van den Broeck, 2022)
@@ -35,6 +59,10 @@ def compress(img: ImageLike, pc_model: Model = None, *, workers: int | None = No
             or uint16: an array, a tensor, a PIL image or the path of a file.
         pc_model: The model: of tiles, for images of any size, or a circuit whose shape is that
             of the image. By default the model that ships with the package.
+        mode: How much time may be spent on fewer bytes. Models of tiles and of whole images
+            know ``"fast"`` alone.
+        notes: What to keep beside the pixels. By default what the file or PIL image says, and
+            nothing for arrays. Pass `Notes()` to keep the pixels alone.
         workers: The number of threads. By default as many as PyTorch uses.
 
     Returns:
@@ -42,7 +70,7 @@ def compress(img: ImageLike, pc_model: Model = None, *, workers: int | None = No
 
     Raises:
         TypeError: If it is not an image, or its dtype cannot be coded.
-        ValueError: If its shape or values do not fit the model.
+        ValueError: If its shape or values do not fit the model, or the mode is another.
 
     Example:
         >>> img = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -51,19 +79,23 @@ def compress(img: ImageLike, pc_model: Model = None, *, workers: int | None = No
         True
     """
     model = as_model(pc_model)
+    check_mode(mode, model)
     if model.kind == "whole":
-        array = _whole(model, img)
+        array, own = _whole(model, img)
         payload = encode_rows(model.tables, _rows(array, 1), workers=workers)[0]
     else:
-        array = as_array(img)
+        array, own = array_and_notes(img)
         payload = encode_tiles(model, array, workers=workers)
-    return seal(Header(model.digest, array.dtype, array.shape), payload)
+    packed = pack_notes(own if notes is None else notes)
+    return seal(Header(model.digest, array.dtype, array.shape, notes=packed), payload)
 
 
 def decompress(
     blob: bytes, pc_model: Model = None, *, limit: int | None = None, workers: int | None = None
 ) -> np.ndarray:
     r"""Restores an image, bit for bit, shape and dtype included.
+
+    What the stream holds beside it is read by :func:`probnets.coding.read_notes`.
 
     Arguments:
         blob: The stream.
@@ -84,6 +116,7 @@ def decompress(
     _check_model(model, header)
     if header.batch:
         raise StreamError("expected the stream of one image, got a batch; use decompress_batch")
+    unpack_notes(header.notes)  # a stream is sound as a whole or not at all
     if model.kind == "tiles":
         return decode_tiles(model, header.shape, header.dtype, reader, workers=workers)
     _check_whole(model, header.shape)
@@ -100,6 +133,8 @@ def compress_batch(
     workers: int | None = None,
 ) -> bytes:
     r"""Compresses images of one shape and dtype into one stream with an index.
+
+    A batch holds pixels alone, and an :class:`ImageWarning` tells of files that say more.
 
     Arguments:
         images: The images, with shape :math:`(N, H, W)` or :math:`(N, H, W, C)`, or a sequence
@@ -131,7 +166,7 @@ def compress_batch(
         rows = _rows(array, len(array))
         streams = encode_rows(model.tables, rows, chained=chained, workers=workers)
     else:
-        arrays = _alike([as_array(img) for img in images])
+        arrays = _alike(_pixels([array_and_notes(img) for img in images]))
         shape, dtype, chained = (len(arrays), *arrays[0].shape), arrays[0].dtype, False
         streams = [encode_tiles(model, a, workers=workers) for a in arrays]
     header = Header(model.digest, dtype, shape, batch=True)
@@ -196,6 +231,26 @@ def decompress_batch(
     return _restore(x, (len(x), *shape), header.dtype)
 
 
+def check_mode(mode: Mode, model: ImageModel) -> None:
+    r"""Raises ``ValueError`` unless there is this mode, and the model knows it."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"expected mode 'fast' or 'slow', got {mode!r}")
+    if mode != "fast":
+        what = "tiles" if model.kind == "tiles" else "whole images"
+        raise ValueError(f"expected mode 'fast' for a model of {what}, got {mode!r}")
+
+
+def check_fit(model: ImageModel, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    r"""Raises unless an image is of a shape and dtype that a model of whole images codes."""
+    if dtype.name not in DTYPES:
+        raise TypeError(f"expected images of bool, uint8 or uint16, got {dtype}")
+    if _core(shape) != _core(model.shape):
+        raise ValueError(
+            f"expected an image with shape {model.shape}, got {shape}; a model of tiles takes "
+            "images of any shape"
+        )
+
+
 def _check_model(model: ImageModel, header: Header) -> None:
     if header.digest != model.digest:
         raise StreamError(
@@ -237,14 +292,26 @@ def _alike(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     return arrays
 
 
-def _whole(model: ImageModel, img: ImageLike) -> np.ndarray:
-    r"""Returns an image that has the shape of a model of whole images."""
+def _pixels(images: Sequence[tuple[np.ndarray, Notes]]) -> list[np.ndarray]:
+    r"""Takes the arrays alone, and warns if that leaves notes behind."""
+    if noted := sum(bool(notes) for _, notes in images):
+        warnings.warn(
+            f"expected pixels alone in a batch, got notes of {noted} images, which are not kept; "
+            "compress images one by one to keep them",
+            ImageWarning,
+            stacklevel=3,
+        )
+    return [array for array, _ in images]
+
+
+def _whole(model: ImageModel, img: ImageLike) -> tuple[np.ndarray, Notes]:
+    r"""Returns an image that has the shape of a model of whole images, and its notes."""
     if isinstance(img, np.ndarray | Tensor) and img.ndim == len(model.shape) == 1:
-        array = np.asarray(img)  # a vector, which is no image
+        array, notes = np.asarray(img), Notes()  # a vector, which is no image
     else:
-        array = as_array(img)
-    _check_fit(model, array.shape, array.dtype)
-    return array
+        array, notes = array_and_notes(img)
+    check_fit(model, array.shape, array.dtype)
+    return array, notes
 
 
 def _whole_batch(
@@ -252,21 +319,11 @@ def _whole_batch(
 ) -> np.ndarray:
     r"""Returns images that have the shape of a model of whole images as one array."""
     if not isinstance(images, np.ndarray):
-        return np.stack(_alike([_whole(model, img) for img in images]))
+        return np.stack(_alike(_pixels([_whole(model, img) for img in images])))
     if len(images) == 0:
         raise ValueError(f"expected one image or more, got shape {images.shape}")
-    _check_fit(model, images.shape[1:], images.dtype)
+    check_fit(model, images.shape[1:], images.dtype)
     return images
-
-
-def _check_fit(model: ImageModel, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if dtype.name not in DTYPES:
-        raise TypeError(f"expected images of bool, uint8 or uint16, got {dtype}")
-    if _core(shape) != _core(model.shape):
-        raise ValueError(
-            f"expected an image with shape {model.shape}, got {shape}; a model of tiles takes "
-            "images of any shape"
-        )
 
 
 def _rows(array: np.ndarray, count: int) -> np.ndarray:

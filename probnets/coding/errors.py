@@ -1,6 +1,10 @@
-r"""What goes wrong in decoding."""
+r"""What goes wrong in decoding, and what is worth a warning in encoding."""
 
-__all__ = ["StreamError", "unsound_stream"]
+__all__ = ["ImageWarning", "StreamError", "unsound_stream"]
+
+
+class ImageWarning(UserWarning):
+    r"""Warns of an image whose pixels are kept exactly, but not all that the file says of them."""
 
 
 class StreamError(ValueError):

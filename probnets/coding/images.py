@@ -1,7 +1,16 @@
 r"""Images as arrays, and arrays as planes of eight bits."""
 
-__all__ = ["ImageLike", "as_array", "group_widths", "join_planes", "split_planes"]
+__all__ = [
+    "ImageLike",
+    "array_and_notes",
+    "as_array",
+    "group_widths",
+    "join_planes",
+    "split_planes",
+]
 
+import re
+import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -9,35 +18,30 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageFile
 from torch import Tensor
+
+from .errors import ImageWarning
+from .notes import Notes, notes_of
 
 ImageLike = np.ndarray | Tensor | Image.Image | str | Path
 
 _DTYPES = ("bool", "uint8", "uint16")
 _MAX_CHANNELS = 4
-_MODES = ("1", "L", "RGB", "RGBA", "I;16", "I;16B")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B")
 _REMEDIES = {
-    "CMYK": "convert it with img.convert('RGB')",
     "F": "convert it with np.asarray(img).round().astype(np.uint16) if its values fit",
     "I": "convert it with np.asarray(img).astype(np.uint16) if its values fit",
-    "LA": "convert it with np.asarray(img), with shape (H, W, 2)",
-    "P": "convert it with img.convert('RGB')",
-    "PA": "convert it with img.convert('RGBA')",
+    "La": "convert it with img.convert('LA')",
     "RGBa": "convert it with img.convert('RGBA')",
 }
+_GREYS = {"L;2": 85, "L;4": 17}  # what PIL multiplies greys of two and four bits by
 
 
 def as_array(img: ImageLike) -> np.ndarray:
     r"""Returns an image as a contiguous array in the byte order of this machine.
 
-    Arrays and tensors hold truth values, bytes or 16-bit words. PIL images are taken as they
-    are, in mode ``1``, ``L``, ``RGB``, ``RGBA`` or ``I;16``. Nothing is converted on the way:
-    whatever would lose something (a palette, a second frame, an orientation that is only noted)
-    is refused, and the error says how to convert. Colour profiles and other notes are not part
-    of the image.
-
-    The result shares its memory with an array or a tensor on the CPU that needs no change.
+    It is the array of :func:`array_and_notes`, which tells what is taken and what is refused.
 
     Arguments:
         img: An array or a tensor with shape :math:`(H, W)` or :math:`(H, W, C)`, where
@@ -49,18 +53,57 @@ def as_array(img: ImageLike) -> np.ndarray:
 
     Raises:
         TypeError: If the object or its dtype is none of the above.
-        ValueError: If the shape is another, or if the PIL image holds more than its pixels.
+        ValueError: If the shape is another, or if pixels of the PIL image would be changed.
 
     Example:
         >>> as_array(torch.zeros(4, 6, 3, dtype=torch.uint8)).shape
         (4, 6, 3)
     """
+    return array_and_notes(img)[0]
+
+
+def array_and_notes(img: ImageLike) -> tuple[np.ndarray, Notes]:
+    r"""Returns an image as a contiguous array, and what its file says beside the pixels.
+
+    Arrays and tensors hold truth values, bytes or 16-bit words. Pixels are taken as PIL decodes
+    them, in mode ``1``, ``L``, ``LA``, ``RGB``, ``RGBA`` or ``I;16``. A palette, or a colour that
+    stands for transparency, becomes RGB or RGBA with the very same pixels, and an
+    :class:`ImageWarning` says so. Whatever would change pixels is refused, and the error says
+    how to convert: CMYK and other colour spaces, floats, several frames, and files with more
+    bits than PIL keeps.
+
+    Notes are kept of the ICC profile, EXIF, XMP, gamma, chromaticities, the rendering intent of
+    sRGB, dots per inch, and texts. Pixels lie as they are stored, and EXIF keeps the tag that
+    tells how to turn them, except that PIL itself turns a TIFF file upright. All else is not
+    kept: how the file was compressed, its thumbnail outside of EXIF, IPTC and Photoshop blocks,
+    the language of texts, private chunks and tags.
+
+    The array shares its memory with an array or a tensor on the CPU that needs no change.
+
+    Arguments:
+        img: The image, as :func:`as_array` takes it.
+
+    Returns:
+        The array, with shape :math:`(H, W)` or :math:`(H, W, C)`, and the notes, empty for
+        arrays and tensors.
+
+    Raises:
+        TypeError: If the object or its dtype cannot be taken.
+        ValueError: If the shape is another, or if pixels of the PIL image would be changed.
+
+    Example:
+        >>> img = Image.new("LA", (6, 4))
+        >>> img.info["dpi"] = (300, 300)
+        >>> array, notes = array_and_notes(img)
+        >>> array.shape, notes.dpi
+        ((4, 6, 2), (300.0, 300.0))
+    """
+    notes = Notes()
     if isinstance(img, str | Path):
         with Image.open(img) as file:
-            _check_depth(file)
-            array = _from_pil(file)
+            array, notes = _from_pil(file)
     elif isinstance(img, Image.Image):
-        array = _from_pil(img)
+        array, notes = _from_pil(img)
     elif isinstance(img, Tensor):
         if img.dtype not in (torch.bool, torch.uint8, torch.uint16):
             raise _dtype_error(img.dtype, ".to(torch.uint8)", floating=img.is_floating_point())
@@ -76,8 +119,8 @@ def as_array(img: ImageLike) -> np.ndarray:
     _check(array.shape, array.dtype)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if array.dtype == np.bool_ and (bytes_ := array.view(np.uint8)).max() > 1:
-        return bytes_ != 0  # as PIL's masks have 255 for true
-    return array
+        array = bytes_ != 0  # as PIL's masks have 255 for true
+    return array, notes
 
 
 def group_widths(shape: Sequence[int], dtype: npt.DTypeLike) -> list[int]:
@@ -205,49 +248,115 @@ def _dtype_error(dtype: object, cast: str, *, floating: bool) -> TypeError:
     return TypeError(f"expected dtype bool, uint8 or uint16, got {dtype}; convert with {remedy}")
 
 
-def _check_depth(file: ImageFile.ImageFile) -> None:
-    r"""Raises if PIL would cut the 16-bit colours of a file to eight bits.
-
-    Only a file that is not loaded yet tells, by the arguments of its decoder.
-    """
-    for codec, _, _, args in file.tile if file.mode in ("RGB", "RGBA") else []:
-        parts = args if isinstance(args, tuple) else (args,)
-        words = any(isinstance(part, str) and ";16" in part for part in parts)
-        top = max((part for part in parts if isinstance(part, int)), default=0)
-        if words or (codec.startswith("ppm") and top > 255):
-            raise ValueError(
-                "expected a file that PIL reads in full, got one with more than eight bits per "
-                "colour, of which PIL keeps eight; read it with another library, as uint16"
-            )
-
-
-def _from_pil(img: Image.Image) -> np.ndarray:
-    r"""Returns the pixels of a PIL image that is nothing but its pixels."""
+def _from_pil(img: Image.Image) -> tuple[np.ndarray, Notes]:
+    r"""Returns the pixels of a PIL image, exactly, and its notes."""
     if (frames := getattr(img, "n_frames", 1)) > 1:
         raise ValueError(
             f"expected a single image, got {frames} frames; pick one with img.seek and img.copy()"
         )
+    _check_mode(img)
+    _check_depth(img)
+    scale = next((_GREYS[raw] for raw in _raw_modes(img) if raw in _GREYS), 1)
 
+    img.load()  # PIL turns a TIFF here, meets late chunks of a PNG, and may settle on a mode
+    _check_mode(img)
+    notes, key = notes_of(img), img.info.get("transparency")
+    if img.mode in ("P", "PA"):
+        return np.asarray(_without_palette(img)), notes
+    array = np.asarray(img)
+    if key is not None and img.mode in ("1", "L", "I;16", "I;16B", "RGB"):
+        array = _without_key(array, key, scale)
+    return array, notes
+
+
+def _check_mode(img: Image.Image) -> None:
     if img.mode not in _MODES:
         remedy = _REMEDIES.get(img.mode, "convert it with img.convert('RGB')")
-        if img.mode == "P" and "transparency" in img.info:
-            remedy = _REMEDIES["PA"]
         raise ValueError(
-            f"expected a PIL image in mode 1, L, RGB, RGBA or I;16, got {img.mode}; {remedy}"
+            "expected a PIL image in mode 1, L, LA, P, PA, RGB, RGBA or I;16, "
+            f"got {img.mode}; {remedy}"
         )
 
-    if "transparency" in img.info:
+
+def _check_depth(img: Image.Image) -> None:
+    r"""Raises if PIL would cut the 16-bit colours of a file to eight bits.
+
+    Only a file that is not loaded yet tells, by the arguments of its decoder or by its head.
+    """
+    tiles = img.tile if isinstance(img, ImageFile.ImageFile) else []
+    if not tiles or img.mode.startswith("I"):
+        return
+    deep = any(re.search(";16[BLN]", raw) for raw in _raw_modes(img))
+    for codec, _, _, args in tiles:
+        numbers = [n for n in (args if isinstance(args, tuple) else ()) if isinstance(n, int)]
+        deep |= codec.startswith("ppm") and max(numbers, default=0) > 255
+    if deep or _deep_head(img):
         raise ValueError(
-            "expected a PIL image without a transparent colour; convert it with "
-            "img.convert('RGBA') or drop it with del img.info['transparency']"
+            "expected a file that PIL reads in full, got one with more than eight bits per "
+            "colour, of which PIL keeps eight; read it with another library, as uint16"
         )
 
-    img.load()  # PIL turns a TIFF here and no longer notes its orientation
-    orientation = img.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation in range(2, 9):  # 1 is upright, and others have no meaning
-        raise ValueError(
-            f"expected upright pixels, got EXIF orientation {orientation}; "
-            "turn them with ImageOps.exif_transpose(img)"
-        )
 
-    return np.asarray(img)
+def _raw_modes(img: Image.Image) -> list[str]:
+    r"""Lists the words that tell the decoders of a file how its pixels are stored."""
+    tiles = img.tile if isinstance(img, ImageFile.ImageFile) else []
+    args = [args if isinstance(args, tuple) else (args,) for _, _, _, args in tiles]
+    return [arg for part in args for arg in part if isinstance(arg, str)]
+
+
+def _deep_head(img: Image.Image) -> bool:
+    r"""Tells whether the head of a JPEG 2000 or AVIF file promises more than eight bits."""
+    file = getattr(img, "fp", None)
+    if img.format not in ("JPEG2000", "AVIF") or file is None:
+        return False
+    place = file.tell()
+    file.seek(0)
+    head = file.read(1 << 16)
+    file.seek(place)
+    if img.format == "AVIF":
+        found = head.find(b"av1C")
+        return found >= 0 and bool(head[found + 6 : found + 7] > b"\x3f" and head[found + 6] & 64)
+    found = head.find(b"\xff\x4f\xff\x51")
+    depth = head[found + 42 : found + 43]
+    return found >= 0 and bool(depth) and depth[0] & 127 > 7
+
+
+def _without_palette(img: Image.Image) -> Image.Image:
+    r"""Turns a palette to the colours that it has, with alpha if any of them has."""
+    palette = img.palette
+    if palette is None or palette.mode not in ("RGB", "RGBA"):
+        what = "none" if palette is None else palette.mode
+        raise ValueError(
+            f"expected a palette of RGB or RGBA, got {what}; convert it with img.convert('RGB')"
+        )
+    alpha = img.mode == "PA" or "transparency" in img.info or palette.mode == "RGBA"
+    mode = "RGBA" if alpha else "RGB"
+    _warn(f"expected pixels, got a palette; its colours are kept as {mode}, exactly, but not it")
+    return img.convert(mode)
+
+
+def _without_key(array: np.ndarray, key: object, scale: int) -> np.ndarray:
+    r"""Turns a transparent colour to alpha, with shape :math:`(H, W, 4)`.
+
+    Arguments:
+        array: The pixels.
+        key: The transparent colour, as the file has it.
+        scale: What PIL multiplied the greys of the file by.
+    """
+    wanted = np.array(key if isinstance(key, tuple | int) else (), dtype=np.int64).ravel() * scale
+    channels = 1 if array.ndim == 2 else 3
+    if array.dtype == np.uint16 or wanted.size != channels or not (wanted < 256).all():
+        raise ValueError(
+            f"expected a transparent colour of eight bits, got {key!r} for {array.dtype}; drop it "
+            "with del img.info['transparency']"
+        )
+    if array.dtype == np.bool_:
+        array, wanted = array * np.uint8(255), (wanted > 0) * 255
+    colours = np.broadcast_to(array.reshape(*array.shape[:2], channels), (*array.shape[:2], 3))
+    opaque = (colours != wanted).any(axis=2, keepdims=True) * np.uint8(255)
+    _warn("expected pixels, got a transparent colour; it is kept as alpha of RGBA, exactly")
+    return np.concatenate([colours, opaque], axis=2)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, ImageWarning, stacklevel=2)

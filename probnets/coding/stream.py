@@ -4,16 +4,17 @@ r"""The container of compressed images: what stands around the payload.
 bytes  meaning
 ====== ==========================================================
 3      magic, ``9D 50 4E``
-1      version
+1      version: 2 if there are notes, else 1
 4      digest of the model
 1      kind: dtype, dimensions, whether it is a batch
 n      shape, variable-length integers
+n      in version 2: the length of the notes, and the notes
 n      payload
 4      CRC-32 of all that stands before, little-endian
 ====== ==========================================================
 
 A variable-length integer has seven bits a byte, the lowest first, and the high bit says that
-more follow.
+more follow. What the notes hold is told in :mod:`probnets.coding.notes`.
 """
 
 __all__ = ["Header", "Reader", "index", "open_stream", "seal", "varint"]
@@ -29,7 +30,7 @@ import numpy as np
 from .errors import StreamError
 
 MAGIC = b"\x9dPN"
-VERSION = 1
+PLAIN, NOTED = 1, 2  # the versions
 DTYPES = ("bool", "uint8", "uint16")
 
 
@@ -42,12 +43,14 @@ class Header:
         dtype: The dtype of the image: bool, uint8 or uint16.
         shape: The shape of the image, or of all images together for a batch.
         batch: Whether the stream holds a batch of images.
+        notes: The packed notes of an image, empty if it has none. A batch has none.
     """
 
     digest: bytes
     dtype: np.dtype
     shape: tuple[int, ...]
     batch: bool = False
+    notes: bytes = b""
 
     def pack(self) -> bytes:
         r"""Returns the bytes of the header."""
@@ -55,7 +58,9 @@ class Header:
             raise ValueError(f"expected at most 31 axes, got {len(self.shape)}")
         kind = DTYPES.index(self.dtype.name) | len(self.shape) << 2 | self.batch << 7
         sizes = b"".join(varint(n) for n in self.shape)
-        return MAGIC + bytes([VERSION]) + self.digest + bytes([kind]) + sizes
+        version = bytes([NOTED if self.notes else PLAIN])
+        notes = varint(len(self.notes)) + self.notes if self.notes else b""
+        return MAGIC + version + self.digest + bytes([kind]) + sizes + notes
 
     @property
     def size(self) -> int:
@@ -97,10 +102,10 @@ def open_stream(blob: bytes, *, limit: int | None = None) -> tuple[Header, "Read
         raise StreamError("expected a probnets stream, got foreign bytes")
     if len(blob) < 14:
         raise StreamError(f"expected a stream of 14 bytes or more, got {len(blob)}; it is cut off")
-    if blob[3] > VERSION or blob[3] == 0:
+    if blob[3] not in (PLAIN, NOTED):
         raise StreamError(
-            f"expected a stream of version {VERSION}, got version {blob[3]}; it is damaged, or a "
-            "newer probnets wrote it"
+            f"expected a stream of version {PLAIN} or {NOTED}, got version {blob[3]}; it is "
+            "damaged, or a newer probnets wrote it"
         )
     if struct.unpack("<I", blob[-4:])[0] != zlib.crc32(blob[:-4]):
         raise StreamError("expected a stream with a matching checksum; it is damaged or cut off")
@@ -111,7 +116,10 @@ def open_stream(blob: bytes, *, limit: int | None = None) -> tuple[Header, "Read
         raise StreamError(f"expected a known dtype, got number {kind & 3}")
     dimensions = kind >> 2 & 31
     shape = tuple(reader.varint() for _ in range(dimensions))
-    header = Header(digest, np.dtype(DTYPES[kind & 3]), shape, bool(kind >> 7))
+    notes = reader.take(reader.varint()) if blob[3] == NOTED else b""
+    header = Header(digest, np.dtype(DTYPES[kind & 3]), shape, bool(kind >> 7), notes)
+    if blob[3] == NOTED and (header.batch or not notes):
+        raise StreamError("expected notes of one image in a stream of version 2, got none")
     if dimensions == 0 or header.size == 0:
         raise StreamError(f"expected an image with pixels, got shape {shape}")
     limit = max(2**24, len(blob) << 16) if limit is None else limit

@@ -1,0 +1,103 @@
+r"""The command ``info``: what a stream or a model holds."""
+
+__all__ = ["run_info"]
+
+import argparse
+from pathlib import Path
+
+from probnets.coding import ImageModel, Notes, pretrained
+from probnets.coding.notes import unpack_notes
+from probnets.coding.stream import MAGIC, Header, Reader, open_stream
+
+from .words import say
+
+
+def run_info(args: argparse.Namespace) -> int:
+    r"""Says what a stream or a model holds, a line for each fact."""
+    path: Path = args.file
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a stream or a model at {path}, got no file")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(MAGIC):
+        facts = _stream_facts(path.read_bytes())
+    elif start[8:] == b"{":  # a safetensors file: a length, then JSON
+        facts = _model_facts(path)
+    else:
+        raise ValueError(f"expected a stream or a model in {path}, got neither")
+    say(str(path))
+    for name, value in facts.items():
+        say(f"  {name:<20}{value}")
+    return 0
+
+
+def _stream_facts(blob: bytes) -> dict[str, object]:
+    header, reader = open_stream(blob, limit=2**2048)
+    ours = header.digest == pretrained().digest
+    return {
+        "what": f"{'batch' if header.batch else 'image'}, a stream of version {blob[3]}",
+        "shape": header.shape,
+        "dtype": header.dtype,
+        "model": f"{header.digest.hex()}, {'shipped with probnets' if ours else 'another one'}",
+        **_note_facts(unpack_notes(header.notes), len(header.notes)),
+        **_payload_facts(header, reader),
+        "bytes": f"{len(blob):,} of {header.size * header.dtype.itemsize:,}",
+        "bits per subpixel": f"{8 * len(blob) / header.size:.4f}",
+    }
+
+
+def _payload_facts(header: Header, reader: Reader) -> dict[str, object]:
+    r"""Tells what the payload says of itself. Those of tiles and of whole images know one mode.
+
+    Arguments:
+        header: The header, whose digest names the model.
+        reader: The payload, from its first byte on.
+    """
+    return {"mode": "fast", "payload": f"{reader.left:,} bytes"}
+
+
+def _note_facts(notes: Notes, size: int) -> dict[str, object]:
+    r"""Tells of notes, each with its size.
+
+    Arguments:
+        notes: The notes.
+        size: The bytes that they take in the stream.
+    """
+    if not notes:
+        return {}
+    facts: dict[str, object] = {"notes": f"{size:,} bytes in the stream"}
+    if notes.profile:
+        name = notes.profile_name or "without a name"
+        facts["colour profile"] = f"{name}, {len(notes.profile):,} bytes"
+    if notes.exif:
+        facts["EXIF"] = f"{len(notes.exif):,} bytes, orientation {notes.orientation}"
+    if notes.xmp:
+        facts["XMP"] = f"{len(notes.xmp):,} bytes"
+    if notes.gamma is not None:
+        facts["gamma"] = f"{notes.gamma:g}"
+    if notes.chromaticity:
+        facts["chromaticities"] = " ".join(f"{x:g}" for x in notes.chromaticity)
+    if notes.intent is not None:
+        facts["sRGB intent"] = notes.intent
+    if notes.dpi is not None:
+        facts["dots per inch"] = " x ".join(f"{x:g}" for x in notes.dpi)
+    if notes.text:
+        facts["texts"] = ", ".join(" ".join(key.split()) for key, _ in notes.text)
+    return facts
+
+
+def _model_facts(path: Path) -> dict[str, object]:
+    model = ImageModel.load(path)
+    tree, tables = model.tables.tree, model.tables
+    inputs = tree.inputs * tables.units * tables.values
+    return {
+        "what": f"a model of {'images' if model.kind == 'whole' else 'tiles of images'}",
+        "kind": model.kind,
+        "shape": model.shape,
+        "units": tables.units,
+        "values": tables.values,
+        "regions": tree.regions,
+        "parameters": f"{tables.root.size + tables.sums.size + inputs:,}",
+        "digest": f"{model.digest.hex()}, {tables.digest.hex()}",
+        "bytes": f"{path.stat().st_size:,}",
+    }
