@@ -5,8 +5,9 @@ the vectors instead: a :class:`RowType` value holds `W` neighbouring numbers, `W
 of the compiled loop. They work only inside functions compiled by Numba. Indices are flat and are
 **not** checked: the Python side of a loop checks them.
 
-The operators ``+``, ``-``, ``*`` and ``/`` act number by number. A product that feeds a sum may be
-fused into one rounding; code that must give the same bits everywhere keeps such sums exact.
+The operators ``+``, ``-``, ``*`` and ``/`` act number by number and round each result, so that
+they give the same bits everywhere. :func:`multiply_add` and what is built on it may round once
+instead of twice; code whose bits matter keeps such sums exact.
 """
 
 __all__ = [
@@ -14,11 +15,14 @@ __all__ = [
     "clear",
     "fill",
     "floor",
+    "larger",
     "load",
+    "multiply_add",
     "peek",
     "power_of_two",
     "row_max",
     "row_sum",
+    "smaller",
     "store",
     "width",
 ]
@@ -163,7 +167,7 @@ def _operator(function, name: str) -> None:
 
     @lower_builtin(function, RowType, RowType)
     def lower(context, builder, signature, arguments):
-        return getattr(builder, name)(*arguments, flags=["contract"])
+        return getattr(builder, name)(*arguments)
 
 
 _operator(operator.add, "fadd")
@@ -180,15 +184,39 @@ def _library(row: RowType, name: str, builder, returns, takes):
     )
 
 
+def _of_rows(name: str, count: int):
+    r"""Makes the code generator of an LLVM function that acts number by number."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = _vector(signature.args[0])
+        function = _library(signature.args[0], name, builder, vector, [vector] * count)
+        return builder.call(function, arguments)
+
+    return codegen
+
+
 @_intrinsic()
 def floor(typing, row):
     r"""Rounds each number of a row down."""
+    return row(row), _of_rows("floor", 1)
 
-    def codegen(context, builder, signature, arguments):
-        vector = _vector(row)
-        return builder.call(_library(row, "floor", builder, vector, [vector]), arguments)
 
-    return row(row), codegen
+@_intrinsic()
+def larger(typing, a, b):
+    r"""Returns the larger of each two numbers, none of which is nan."""
+    return (a(a, b), _of_rows("maxnum", 2)) if a == b else None
+
+
+@_intrinsic()
+def smaller(typing, a, b):
+    r"""Returns the smaller of each two numbers, none of which is nan."""
+    return (a(a, b), _of_rows("minnum", 2)) if a == b else None
+
+
+@_intrinsic()
+def multiply_add(typing, a, b, c):
+    r"""Computes :math:`a b + c` number by number, with one rounding or with two."""
+    return (a(a, b, c), _of_rows("fmuladd", 3)) if a == b == c else None
 
 
 @_intrinsic()
@@ -264,10 +292,10 @@ def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
                 for j in range(L):
                     row = load(V, v + j * K + k, W)
                     q = s + i * si + j * sl
-                    c0 = c0 + fill(peek(S, q), W) * row
-                    c1 = c1 + fill(peek(S, q + si), W) * row
-                    c2 = c2 + fill(peek(S, q + 2 * si), W) * row
-                    c3 = c3 + fill(peek(S, q + 3 * si), W) * row
+                    c0 = multiply_add(fill(peek(S, q), W), row, c0)
+                    c1 = multiply_add(fill(peek(S, q + si), W), row, c1)
+                    c2 = multiply_add(fill(peek(S, q + 2 * si), W), row, c2)
+                    c3 = multiply_add(fill(peek(S, q + 3 * si), W), row, c3)
                 store(C, o, c0)
                 store(C, o + K, c1)
                 store(C, o + 2 * K, c2)
@@ -278,7 +306,7 @@ def _add_products(C, c, S, s, si, sl, V, v, I, L, K, W):  # noqa: E741
                 c0 = load(C, o, W)
                 for j in range(L):
                     row = load(V, v + j * K + k, W)
-                    c0 = c0 + fill(peek(S, s + i * si + j * sl), W) * row
+                    c0 = multiply_add(fill(peek(S, s + i * si + j * sl), W), row, c0)
                 store(C, o, c0)
 
     return loop

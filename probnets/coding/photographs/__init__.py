@@ -1,0 +1,1 @@
+r"""The photograph codec: a conditional circuit of pixels given their causal context."""
