@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from probnets.coding import (
-    ImageModel,
     Notes,
     compress,
     decompress,
     decompress_batch,
-    pretrained,
     read_notes,
 )
+from probnets.coding.models import AnyModel, load_model
 from probnets.coding.stream import Header, open_stream
 from probnets.data import image_folder
 from probnets.data.folders import SUFFIXES
@@ -130,8 +129,8 @@ def _workers(threads: int) -> int | None:
     return None if threads == 1 else max(torch.get_num_threads() // threads, 1)
 
 
-def _model(args: argparse.Namespace) -> ImageModel:
-    return pretrained() if args.model is None else ImageModel.load(args.model)
+def _model(args: argparse.Namespace) -> AnyModel | None:
+    return None if args.model is None else load_model(args.model)
 
 
 def _png_size(source: Path, image: np.ndarray, notes: Notes) -> int | None:

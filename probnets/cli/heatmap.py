@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from probnets.coding import ImageModel, code_lengths
+from probnets.coding import code_lengths
+from probnets.coding.models import load_model
 
 from .formats import read_noted
 from .jobs import Writer
@@ -33,7 +34,7 @@ def run_heatmap(args: argparse.Namespace) -> int:
     writer.claim(args.out, source)
     _figure_class()  # before the work, which takes a while
     image, notes = read_noted(source)
-    model = None if args.model is None else ImageModel.load(args.model)
+    model = None if args.model is None else load_model(args.model)
     lengths = code_lengths(image, model, mode=args.mode)
     turned = (upright(array, notes.orientation) for array in (image, lengths))
     writer.write(args.out, heatmap(*turned, title=source.name))

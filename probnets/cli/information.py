@@ -5,8 +5,11 @@ __all__ = ["run_info"]
 import argparse
 from pathlib import Path
 
-from probnets.coding import ImageModel, Notes, pretrained
+from probnets.coding import Notes
+from probnets.coding.models import load_model, shipped_model
 from probnets.coding.notes import unpack_notes
+from probnets.coding.photographs.codec import photograph_parts
+from probnets.coding.photographs.model import PhotographModel
 from probnets.coding.stream import MAGIC, Header, Reader, open_stream
 
 from .words import say
@@ -33,12 +36,13 @@ def run_info(args: argparse.Namespace) -> int:
 
 def _stream_facts(blob: bytes) -> dict[str, object]:
     header, reader = open_stream(blob, limit=2**2048)
-    ours = header.digest == pretrained().digest
+    ours = shipped_model(header.digest)
+    where = "another one" if ours is None else f"of {ours.kind}, shipped with probnets"
     return {
         "what": f"{'batch' if header.batch else 'image'}, a stream of version {blob[3]}",
         "shape": header.shape,
         "dtype": header.dtype,
-        "model": f"{header.digest.hex()}, {'shipped with probnets' if ours else 'another one'}",
+        "model": f"{header.digest.hex()}, {where}",
         **_note_facts(unpack_notes(header.notes), len(header.notes)),
         **_payload_facts(header, reader),
         "bytes": f"{len(blob):,} of {header.size * header.dtype.itemsize:,}",
@@ -47,13 +51,17 @@ def _stream_facts(blob: bytes) -> dict[str, object]:
 
 
 def _payload_facts(header: Header, reader: Reader) -> dict[str, object]:
-    r"""Tells what the payload says of itself. Those of tiles and of whole images know one mode.
+    r"""Tells what the payload says of itself. Those of shipped photograph models say more.
 
     Arguments:
         header: The header, whose digest names the model.
         reader: The payload, from its first byte on.
     """
-    return {"mode": "fast", "payload": f"{reader.left:,} bytes"}
+    size = f"{reader.left:,} bytes"
+    if header.batch or not isinstance(shipped_model(header.digest), PhotographModel):
+        return {"payload": size}
+    mode, sizes = photograph_parts(header.shape, header.dtype, reader)
+    return {"mode": mode, "payload": size, "parts": f"{len(sizes)} that decode on their own"}
 
 
 def _note_facts(notes: Notes, size: int) -> dict[str, object]:
@@ -87,7 +95,16 @@ def _note_facts(notes: Notes, size: int) -> dict[str, object]:
 
 
 def _model_facts(path: Path) -> dict[str, object]:
-    model = ImageModel.load(path)
+    model = load_model(path)
+    if isinstance(model, PhotographModel):
+        return {
+            "what": "a model of photographs",
+            "kind": model.kind,
+            "components": model.components,
+            "parameters": f"{model.parameters:,}",
+            "digest": model.digest.hex(),
+            "bytes": f"{path.stat().st_size:,}",
+        }
     tree, tables = model.tables.tree, model.tables
     inputs = tree.inputs * tables.units * tables.values
     return {

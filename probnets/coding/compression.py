@@ -3,7 +3,6 @@ r"""Compressing images to bytes and back."""
 __all__ = [
     "Mode",
     "check_fit",
-    "check_mode",
     "compress",
     "compress_batch",
     "decompress",
@@ -13,7 +12,7 @@ __all__ = [
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -23,13 +22,12 @@ from probnets.circuits import TreeCircuit
 from .codec import GROUP, decode_rows, encode_rows
 from .errors import ImageWarning, StreamError
 from .images import ImageLike, array_and_notes
-from .models import ImageModel, as_model
+from .models import AnyModel, ImageModel, as_model, shipped_model
 from .notes import Notes, pack_notes, unpack_notes
+from .payloads import Mode, Region, check_mode, decode_image, encode_image
 from .stream import DTYPES, Header, Reader, index, open_stream, seal
-from .tilecodec import decode_tiles, encode_tiles
 
-Model = ImageModel | TreeCircuit | str | Path | None
-Mode = Literal["fast", "slow"]
+Model = AnyModel | TreeCircuit | str | Path | None
 
 
 def compress(
@@ -57,10 +55,11 @@ def compress(
     Arguments:
         img: The image, with shape :math:`(H, W)` or :math:`(H, W, C)` and of dtype bool, uint8
             or uint16: an array, a tensor, a PIL image or the path of a file.
-        pc_model: The model: of tiles, for images of any size, or a circuit whose shape is that
-            of the image. By default the model that ships with the package.
-        mode: How much time may be spent on fewer bytes. Models of tiles and of whole images
-            know ``"fast"`` alone.
+        pc_model: The model: of photographs or of tiles, for images of any size, or a circuit
+            whose shape is that of the image. By default the model of photographs that ships
+            with the package.
+        mode: Whether the model may adapt to the image, ``"slow"``, which takes about twice the
+            time for one or two percent fewer bytes. Only models of photographs know it.
         notes: What to keep beside the pixels. By default what the file or PIL image says, and
             nothing for arrays. Pass `Notes()` to keep the pixels alone.
         workers: The number of threads. By default as many as PyTorch uses.
@@ -80,18 +79,23 @@ def compress(
     """
     model = as_model(pc_model)
     check_mode(mode, model)
-    if model.kind == "whole":
+    if _is_whole(model):
         array, own = _whole(model, img)
         payload = encode_rows(model.tables, _rows(array, 1), workers=workers)[0]
     else:
         array, own = array_and_notes(img)
-        payload = encode_tiles(model, array, workers=workers)
+        payload = encode_image(model, array, mode=mode, workers=workers)
     packed = pack_notes(own if notes is None else notes)
     return seal(Header(model.digest, array.dtype, array.shape, notes=packed), payload)
 
 
 def decompress(
-    blob: bytes, pc_model: Model = None, *, limit: int | None = None, workers: int | None = None
+    blob: bytes,
+    pc_model: Model = None,
+    *,
+    region: Region | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
 ) -> np.ndarray:
     r"""Restores an image, bit for bit, shape and dtype included.
 
@@ -99,7 +103,10 @@ def decompress(
 
     Arguments:
         blob: The stream.
-        pc_model: The model that the image was compressed with.
+        pc_model: The model that the image was compressed with. By default the shipped model that
+            the stream names.
+        region: The rows and columns that are wanted, as slices of step 1. Of photographs only
+            the cells that these touch are decoded, of about 2^18 pixels each. By default all.
         limit: The largest number of numbers in an image that is accepted, a guard against
             forged streams. By default 2^16 for each byte of the stream, or 2^24 if that is more.
         workers: The number of threads. By default as many as PyTorch uses.
@@ -109,26 +116,31 @@ def decompress(
 
     Raises:
         TypeError: If the stream is not made of bytes.
+        ValueError: If the region is not one of the image.
         StreamError: If it is not a sound stream of this model.
     """
-    model = as_model(pc_model)
     header, reader = open_stream(blob, limit=limit)
-    _check_model(model, header)
+    model = _model_of(header, pc_model)
     if header.batch:
         raise StreamError("expected the stream of one image, got a batch; use decompress_batch")
     unpack_notes(header.notes)  # a stream is sound as a whole or not at all
-    if model.kind == "tiles":
-        return decode_tiles(model, header.shape, header.dtype, reader, workers=workers)
+    region = None if region is None else _region(region, header.shape)
+    if not _is_whole(model):
+        return decode_image(
+            model, header.shape, header.dtype, reader, region=region, workers=workers
+        )
     _check_whole(model, header.shape)
     streams = [reader.take(reader.left)]
     x = decode_rows(model.tables, streams, 1, workers=workers)
-    return _restore(x, header.shape, header.dtype)
+    array = _restore(x, header.shape, header.dtype)
+    return array if region is None else array[region]
 
 
 def compress_batch(
     images: np.ndarray | Tensor | Sequence[ImageLike],
     pc_model: Model = None,
     *,
+    mode: Mode = "fast",
     chained: bool = True,
     workers: int | None = None,
 ) -> bytes:
@@ -140,9 +152,10 @@ def compress_batch(
         images: The images, with shape :math:`(N, H, W)` or :math:`(N, H, W, C)`, or a sequence
             of images.
         pc_model: The model, as in :func:`compress`.
+        mode: The mode, as in :func:`compress`.
         chained: Whether whole images share streams in groups of 256, which saves about half a
             byte and an entry of the index per image, and makes access random by groups
-            instead of single images. Images of tiles always have streams of their own.
+            instead of single images. Images of any size always have streams of their own.
         workers: The number of threads.
 
     Returns:
@@ -157,10 +170,11 @@ def compress_batch(
         >>> decompress_batch(compress_batch(images)).shape
         (3, 8, 8)
     """
-    model = as_model(pc_model)
     if isinstance(images, str | Path):
         raise TypeError(f"expected a sequence of images, got the path {str(images)!r}")
-    if model.kind == "whole":
+    model = as_model(pc_model)
+    check_mode(mode, model)
+    if _is_whole(model):
         array = _whole_batch(model, images)
         shape, dtype = array.shape, array.dtype
         rows = _rows(array, len(array))
@@ -168,7 +182,7 @@ def compress_batch(
     else:
         arrays = _alike(_pixels([array_and_notes(img) for img in images]))
         shape, dtype, chained = (len(arrays), *arrays[0].shape), arrays[0].dtype, False
-        streams = [encode_tiles(model, a, workers=workers) for a in arrays]
+        streams = [encode_image(model, a, mode=mode, workers=workers) for a in arrays]
     header = Header(model.digest, dtype, shape, batch=True)
     return seal(header, bytes([chained]) + index(streams) + b"".join(streams))
 
@@ -200,16 +214,15 @@ def decompress_batch(
         ValueError: If the slice has another step.
         StreamError: If it is not a sound stream of this model.
     """
-    model = as_model(pc_model)
     header, reader = open_stream(blob, limit=limit)
-    _check_model(model, header)
+    model = _model_of(header, pc_model)
     if not header.batch or len(header.shape) < 2:
         raise StreamError("expected a batch, got the stream of one image; use decompress")
     count, *shape = header.shape
     first, last = _selected(select, count)
 
     chained = reader.take(1)[0]
-    if chained > (model.kind == "whole"):
+    if chained > _is_whole(model):
         raise StreamError(f"expected a kind of batch that exists, got {chained}")
     group = GROUP if chained else 1
     streams = [reader.take(n) for n in reader.index(-(-count // group))]
@@ -217,11 +230,11 @@ def decompress_batch(
 
     begin, end = first // group, -(-last // group)
     streams = streams[begin:end] if first < last else []
-    if model.kind == "tiles":
+    if not _is_whole(model):
         images = np.empty((len(streams), *shape), dtype=header.dtype)
         for image, stream in zip(images, streams, strict=True):
             part = Reader(stream)
-            image[...] = decode_tiles(model, image.shape, image.dtype, part, workers=workers)
+            image[...] = decode_image(model, image.shape, image.dtype, part, workers=workers)
         return images
 
     _check_whole(model, tuple(shape))
@@ -229,15 +242,6 @@ def decompress_batch(
     x = decode_rows(model.tables, streams, rows, chained=bool(chained), workers=workers)
     x = x[first - begin * group : last - begin * group] if streams else x
     return _restore(x, (len(x), *shape), header.dtype)
-
-
-def check_mode(mode: Mode, model: ImageModel) -> None:
-    r"""Raises ``ValueError`` unless there is this mode, and the model knows it."""
-    if mode not in get_args(Mode):
-        raise ValueError(f"expected mode 'fast' or 'slow', got {mode!r}")
-    if mode != "fast":
-        what = "tiles" if model.kind == "tiles" else "whole images"
-        raise ValueError(f"expected mode 'fast' for a model of {what}, got {mode!r}")
 
 
 def check_fit(model: ImageModel, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -251,12 +255,37 @@ def check_fit(model: ImageModel, shape: tuple[int, ...], dtype: np.dtype) -> Non
         )
 
 
-def _check_model(model: ImageModel, header: Header) -> None:
+def _is_whole(model: AnyModel) -> TypeGuard[ImageModel]:
+    return isinstance(model, ImageModel) and model.kind == "whole"
+
+
+def _model_of(header: Header, pc_model: Model) -> AnyModel:
+    r"""Returns the model that wrote a stream, which is the one that is given, or a shipped one."""
+    model = shipped_model(header.digest) if pc_model is None else as_model(pc_model)
+    if model is None:
+        raise StreamError(
+            f"expected a stream of a model that ships with probnets, got one of model "
+            f"{header.digest.hex()}; pass the model that wrote it"
+        )
     if header.digest != model.digest:
         raise StreamError(
             f"expected a stream of model {model.digest.hex()}, got one of model "
             f"{header.digest.hex()}; pass the model that wrote it"
         )
+    return model
+
+
+def _region(region: Region, shape: tuple[int, ...]) -> Region:
+    r"""Returns the rows and columns of a region as plain slices."""
+    if not (isinstance(region, tuple) and len(region) == 2 <= len(shape)):
+        raise ValueError(f"expected two slices of an image, got {region!r} of shape {shape}")
+    parts = []
+    for own, size in zip(region, shape, strict=False):
+        first, last = _selected(own, size)
+        if first >= last:
+            raise ValueError(f"expected a region within shape {shape}, got {region}")
+        parts.append(slice(first, last))
+    return parts[0], parts[1]
 
 
 def _check_whole(model: ImageModel, shape: tuple[int, ...]) -> None:

@@ -13,10 +13,13 @@ from probnets.backend.rows import width
 from probnets.circuits import TreeCircuit
 
 from .codec import _buffers, _model, _parallel, check_rows
-from .compression import Mode, check_fit, check_mode
+from .compression import check_fit
 from .images import ImageLike, as_array, split_planes
 from .loops import BLOCK, _belief, _bound, _learn, _pass, _total
-from .models import ImageModel, as_model
+from .models import AnyModel, ImageModel, as_model
+from .payloads import Mode, check_mode
+from .photographs.codec import photograph_lengths
+from .photographs.model import PhotographModel
 from .rangecoder import PRECISION
 from .schedule import CODE, Schedule
 from .tables import TOTAL, CodeTables
@@ -30,7 +33,7 @@ from .transforms import forward
 
 def code_lengths(
     img: ImageLike,
-    pc_model: ImageModel | TreeCircuit | str | Path | None = None,
+    pc_model: AnyModel | TreeCircuit | str | Path | None = None,
     *,
     mode: Mode = "fast",
 ) -> np.ndarray:
@@ -44,8 +47,9 @@ def code_lengths(
     than a byte for each part. Nothing is estimated: the frequencies :math:`f` are those of the
     coder, from the integer tables.
 
-    Where colours are coded as luma and two chroma differences, these are what the three
-    channels stand for. The two bytes of a 16-bit number are added up.
+    Models of photographs code green and then red and blue by their differences from it; those of
+    tiles code luma and two chroma differences, which then stand in the place of the colours, and
+    the two bytes of 16-bit numbers, which are added up.
 
     Arguments:
         img: The image, with shape :math:`(H, W)` or :math:`(H, W, C)`, as
@@ -69,6 +73,8 @@ def code_lengths(
     model = as_model(pc_model)
     check_mode(mode, model)
     array = as_array(img)
+    if isinstance(model, PhotographModel):
+        return photograph_lengths(model, array, mode=mode)
     if model.kind == "tiles":
         return _tile_lengths(model, array)
     return _whole_lengths(model, array)

@@ -1,6 +1,14 @@
 r"""Models of images: integer tables with a shape, in a file."""
 
-__all__ = ["ImageModel", "as_model", "pretrained"]
+__all__ = [
+    "AnyModel",
+    "ImageModel",
+    "Shipped",
+    "as_model",
+    "load_model",
+    "pretrained",
+    "shipped_model",
+]
 
 import hashlib
 import math
@@ -8,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,9 +24,12 @@ import torch
 from probnets.circuits import Categorical, Tree, TreeCircuit
 from probnets.circuits.checkpoints import read, write
 
+from .photographs.model import PhotographModel
 from .tables import CodeTables
 
 FORMAT = 1
+
+Shipped = Literal["photographs", "tiles"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,34 +160,76 @@ class ImageModel:
             raise ValueError(f"expected a sound model in {path}: {error}") from None
 
 
-def as_model(pc_model: ImageModel | TreeCircuit | str | Path | None) -> ImageModel:
+AnyModel = ImageModel | PhotographModel
+
+_KINDS: dict[str | None, type[ImageModel] | type[PhotographModel]] = {
+    "photograph model": PhotographModel
+}
+
+
+def load_model(path: str | Path) -> AnyModel:
+    r"""Reads a model of any kind from a file.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it is not the file of a model.
+    """
+    _, facts = read(path)
+    what = facts.get("what") if isinstance(facts, dict) else None
+    return _KINDS.get(what, ImageModel).load(path)
+
+
+def as_model(pc_model: AnyModel | TreeCircuit | str | Path | None) -> AnyModel:
     r"""Turns what a user may give into a model: one, a circuit, a file or nothing.
 
     Arguments:
-        pc_model: The model. A circuit models whole images. Without any, the model that ships
-            with the package.
+        pc_model: The model. A circuit models whole images. Without any, the model of photographs
+            that ships with the package.
     """
     if pc_model is None:
         return pretrained()
-    if isinstance(pc_model, ImageModel):
+    if isinstance(pc_model, AnyModel):
         return pc_model
     if isinstance(pc_model, TreeCircuit):
         return ImageModel.from_circuit(pc_model)
     if isinstance(pc_model, (str, Path)):
-        return ImageModel.load(pc_model)
+        return load_model(pc_model)
     raise TypeError(
-        "expected an ImageModel, a TreeCircuit, a path or None as pc_model, "
+        "expected an ImageModel, a PhotographModel, a TreeCircuit, a path or None as pc_model, "
         f"got {type(pc_model).__name__}"
     )
 
 
+def shipped_model(digest: bytes) -> AnyModel | None:
+    r"""Returns the shipped model with a digest, if there is one.
+
+    Arguments:
+        digest: The digest, as a stream names its model.
+    """
+    models = (pretrained(name) for name in get_args(Shipped))
+    return next((model for model in models if model.digest == digest), None)
+
+
 @cache
-def pretrained() -> ImageModel:
-    r"""Loads the model of image tiles that ships with the package.
+def pretrained(name: Shipped = "photographs") -> AnyModel:
+    r"""Loads a model that ships with the package.
+
+    Arguments:
+        name: The model: of photographs, the default, or of tiles.
+
+    Raises:
+        ValueError: If there is no such model.
 
     Example:
-        >>> pretrained().kind
-        'tiles'
+        >>> pretrained().kind, pretrained("tiles").kind
+        ('photographs', 'tiles')
     """
-    with resources.as_file(resources.files("probnets") / "assets" / "tiles.safetensors") as path:
-        return ImageModel.load(path)
+    if name not in get_args(Shipped):
+        names = ", ".join(map(repr, get_args(Shipped)))
+        raise ValueError(f"expected one of the models {names}, got {name!r}")
+    asset = resources.files("probnets") / "assets" / f"{name}.safetensors"
+    with resources.as_file(asset) as path:
+        return load_model(path)

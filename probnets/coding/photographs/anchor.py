@@ -13,6 +13,8 @@ import numpy as np
 
 from probnets.backend.rows import fill, load, peek, store
 
+from .tables import Int
+
 ROW = 8  # the numbers in a row of float64, to which lines of matrices are padded
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "forceinline": True, "_nrt": False}
@@ -20,7 +22,7 @@ _compiled = numba.njit(nogil=True, cache=True, **_OPTIONS)
 
 
 @_compiled
-def accumulate(A: np.ndarray, z: np.ndarray, n: int, width: int, weight: float) -> None:
+def accumulate(A: np.ndarray, z: np.ndarray, n: Int, width: Int, weight: float) -> None:
     r"""Adds :math:`g z z^\top` to the upper triangle of a matrix.
 
     Arguments:
@@ -39,7 +41,7 @@ def accumulate(A: np.ndarray, z: np.ndarray, n: int, width: int, weight: float) 
 
 @_compiled
 def normal_equations(
-    M: np.ndarray, V: np.ndarray, block: int, A: np.ndarray, size: int, start: bool
+    M: np.ndarray, V: np.ndarray, block: Int, A: np.ndarray, size: Int, column: Int
 ) -> None:
     r"""Sums the moments around a block of columns, and those since its begin.
 
@@ -50,9 +52,9 @@ def normal_equations(
         block: The block.
         A: The moments since the block began.
         size: The size of a matrix.
-        start: Whether the block begins here.
+        column: The column within the block. In the first, the part that stays is computed.
     """
-    if start:
+    if column == 0:
         o = block * size
         for k in range(0, size, 8):
             left = load(V, o + k, 8) + load(V, o + size + k, 8)
@@ -65,7 +67,7 @@ def normal_equations(
 
 
 @_compiled
-def solve(M: np.ndarray, F: np.ndarray, w: np.ndarray, n: int, width: int, ridge: float) -> None:
+def solve(M: np.ndarray, F: np.ndarray, w: np.ndarray, n: Int, width: Int, ridge: float) -> None:
     r"""Solves normal equations by elimination without pivots.
 
     Arguments:
@@ -100,7 +102,7 @@ def solve(M: np.ndarray, F: np.ndarray, w: np.ndarray, n: int, width: int, ridge
 
 
 @_compiled
-def predict(w: np.ndarray, z: np.ndarray, width: int, lanes: np.ndarray) -> float:
+def predict(w: np.ndarray, z: np.ndarray, width: Int, lanes: np.ndarray) -> float:
     r"""Computes :math:`w^\top z` in eight sums.
 
     Arguments:

@@ -1,4 +1,4 @@
-r"""The compiled loop over a plane of a photograph: it codes, measures, shows the context, restores.
+r"""The compiled loop over a plane of a photograph: to code, to measure, to learn, to restore.
 
 One loop does it all, so that an encoder cannot use what its decoder does not know. It is bit for
 bit the plain Python of :mod:`probnets.coding.photographs.reference`.
@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from ..rangeloops import advance_one, encode_one, peek_one
+from probnets.coding.rangeloops import advance_one, encode_one, peek_one
+
 from .anchor import accumulate, normal_equations, predict, solve
 from .mixture import find_value, lower_quantile, set_mixture
 from .network import OUTPUTS, Network, adapt, gradient, run_network
-from .tables import Tables
+from .tables import Int, Tables
 
 ENCODE, DECODE, MEASURE, CONTEXT, RESTORE = 0, 1, 2, 3, 4  # what the loop does
 
@@ -95,7 +96,7 @@ class Record(NamedTuple):
 
 
 @_inlined
-def _log(v: int, log: np.ndarray) -> int:
+def _log(v: Int, log: np.ndarray) -> Int:
     r"""Computes the logarithm of one more than a number, in sixteenths of an octave."""
     octaves = 0
     while v >= log.size:
@@ -105,7 +106,7 @@ def _log(v: int, log: np.ndarray) -> int:
 
 
 @_inlined
-def _nearby(errors: np.ndarray, o: int, stride: int) -> int:
+def _nearby(errors: np.ndarray, o: Int, stride: Int) -> Int:
     r"""Computes the weighted mean of the errors' sizes around a pixel."""
     total = 8 * (abs(errors[o - 1]) + abs(errors[o - stride]))
     total += 4 * (abs(errors[o - stride + 1]) + abs(errors[o - stride - 1]))
@@ -115,7 +116,7 @@ def _nearby(errors: np.ndarray, o: int, stride: int) -> int:
 
 
 @_inlined
-def _squash(v: int, ratio: int, squash: np.ndarray) -> int:
+def _squash(v: Int, ratio: Int, squash: np.ndarray) -> Int:
     size = squash[min(max(ratio, -128), 128) + 128]
     return size if v >= 0 else -size
 
@@ -125,9 +126,9 @@ def _look(
     x: np.ndarray,
     buffers: Buffers,
     taps: Taps,
-    o: int,
-    anchor: int,
-    spread: int,
+    o: Int,
+    anchor: Int,
+    spread: Int,
     tables: Tables,
 ) -> None:
     r"""Fills the inputs of the network: the spread, then errors and pixels relative to it."""
@@ -135,8 +136,8 @@ def _look(
     i = 1
     for t in range(taps.errors.size):
         place = o + taps.errors[t]
-        ratio = buffers.logs[place] - spread
-        x[i] = _squash(buffers.errors[place], ratio, tables.squash)
+        ratio = np.int64(buffers.logs[place]) - spread
+        x[i] = _squash(np.int64(buffers.errors[place]), ratio, tables.squash)
         x[i + 1] = min(max(ratio, -64), 96)
         i += 2
     for t in range(taps.pixels.size):
@@ -146,7 +147,7 @@ def _look(
 
 
 @_inlined
-def _put(buffers: Buffers, o: int, source: int) -> None:
+def _put(buffers: Buffers, o: Int, source: Int) -> None:
     r"""Repeats what is known of a pixel in another place."""
     buffers.planes[o] = buffers.planes[source]
     buffers.errors[o] = buffers.errors[source]
@@ -155,12 +156,12 @@ def _put(buffers: Buffers, o: int, source: int) -> None:
 
 @_compiled
 def run_plane(
-    action: int,
-    plane: int,
-    height: int,
-    width: int,
-    top: int,
-    components: int,
+    action: Int,
+    plane: Int,
+    height: Int,
+    width: Int,
+    top: Int,
+    components: Int,
     buffers: Buffers,
     taps: Taps,
     fit: Fit,
@@ -229,7 +230,7 @@ def run_plane(
             for column in range(begin, end):
                 o = start + column
                 if (column - begin) % fit.period == 0:
-                    normal_equations(M, V, block, A, size, column == begin)
+                    normal_equations(M, V, block, A, size, column - begin)
                     solve(M, F, w, n, line, fit.ridge)
 
                 base = np.int64(planes[o - 1]) + np.int64(planes[o - stride])  # in half levels
@@ -333,4 +334,4 @@ def run_plane(
         for i in range(stride):
             o = here + (height + MARGIN + y) * stride + i
             _put(buffers, o, o - (y + 1) * stride)
-    return strays
+    return int(strays)

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from .tables import CDF_BITS, SCALES
+from .tables import CDF_BITS, SCALES, Int
 
 WEIGHT_BITS = 16  # of the weights of a mixture, whose sum is 2^16
 
@@ -27,9 +27,9 @@ _compiled = numba.njit(nogil=True, cache=True, **_OPTIONS)
 def set_mixture(
     mixture: np.ndarray,
     outputs: np.ndarray,
-    K: int,
-    anchor: int,
-    spread: int,
+    K: Int,
+    anchor: Int,
+    spread: Int,
     power: np.ndarray,
     exp: np.ndarray,
     inverse: np.ndarray,
@@ -75,7 +75,7 @@ def set_mixture(
 
 
 @_compiled
-def logistic(place: int, sigmoid: np.ndarray) -> int:
+def logistic(place: Int, sigmoid: np.ndarray) -> Int:
     r"""Computes :math:`2^{22} \sigma(u)` from a place :math:`1024 u`."""
     u = min(abs(place), _EDGE)
     i = u >> 5
@@ -85,8 +85,8 @@ def logistic(place: int, sigmoid: np.ndarray) -> int:
 
 @_compiled
 def lower_quantile(
-    mixture: np.ndarray, K: int, x: int, low: int, high: int, sigmoid: np.ndarray
-) -> int:
+    mixture: np.ndarray, K: Int, x: Int, low: Int, high: Int, sigmoid: np.ndarray
+) -> Int:
     r"""Computes the first of the :math:`2^{24}` quantiles that a value owns.
 
     Arguments:
@@ -112,13 +112,13 @@ def lower_quantile(
 @_compiled
 def find_value(
     mixture: np.ndarray,
-    K: int,
-    quantile: int,
-    guess: int,
-    low: int,
-    high: int,
+    K: Int,
+    quantile: Int,
+    guess: Int,
+    low: Int,
+    high: Int,
     sigmoid: np.ndarray,
-) -> int:
+) -> Int:
     r"""Finds the value that owns a quantile, by doubling steps from a guess, then bisection."""
     step = 1
     if lower_quantile(mixture, K, guess, low, high, sigmoid) <= quantile:

@@ -3,11 +3,10 @@ r"""The model of photographs, in a file."""
 __all__ = ["Mode", "PhotographModel", "Settings"]
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -36,8 +35,8 @@ class Settings:
 
     ridge: int = 64
     decay: int = 218
-    periods: tuple[int, int] = (2, 1)
-    rates: tuple[int, int] = (420, 420)
+    periods: tuple[int, int] = (4, 2)
+    rates: tuple[int, int] = (420, 100)
 
     def __post_init__(self) -> None:
         numbers = [self.ridge, self.decay, *self.periods, *self.rates]
@@ -148,15 +147,9 @@ class PhotographModel:
             FileNotFoundError: If there is no file.
             ValueError: If it is not the file of such a model.
         """
-        return cls.from_parts(*read(path), path)
-
-    @classmethod
-    def from_parts(
-        cls, arrays: Mapping[str, np.ndarray], facts: Any, path: str | Path
-    ) -> "PhotographModel":
-        r"""Makes a model of the arrays and facts of a file, as :meth:`load` does."""
+        arrays, facts = read(path)
         what = facts.get("what") if isinstance(facts, dict) else facts
-        if what != "photograph model":
+        if not isinstance(facts, dict) or what != "photograph model":
             raise ValueError(f"expected a photograph model in {path}, got {what!r}")
         if facts.get("format") != FORMAT:
             raise ValueError(
@@ -164,11 +157,12 @@ class PhotographModel:
                 "a newer probnets may read it"
             )
         try:
-            numbers = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in facts["settings"].items()
-            }
+            told = facts["settings"]
+            pairs = (tuple(told.pop(name)) for name in ("periods", "rates"))
+            settings = Settings(told.pop("ridge"), told.pop("decay"), *pairs)
+            if told:
+                raise ValueError(f"expected known settings, got {sorted(told)}")
             stages = tuple(Stage.from_arrays(part(arrays, f"stage{n}")) for n in range(STAGES))
-            return cls(stages, Settings(**numbers))
+            return cls(stages, settings)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"expected a sound model in {path}: {error}") from None

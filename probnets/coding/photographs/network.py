@@ -16,6 +16,7 @@ import numpy as np
 from probnets.backend.rows import fill, floor, larger, load, peek, smaller, store
 
 from .mixture import INVERSE, MEAN, WEIGHT, logistic
+from .tables import Int
 
 UNITS = 32  # hidden units are a multiple of it
 OUTPUTS = 16  # outputs, of which 3K are used
@@ -100,11 +101,11 @@ def _cut(g: float) -> float:
 def gradient(
     slopes: np.ndarray,
     mixture: np.ndarray,
-    K: int,
-    x: int,
-    low: int,
-    high: int,
-    spread: int,
+    K: Int,
+    x: Int,
+    low: Int,
+    high: Int,
+    spread: Int,
     power: np.ndarray,
     sigmoid: np.ndarray,
 ) -> None:
@@ -152,7 +153,7 @@ def adapt(
     x: np.ndarray,
     hidden: np.ndarray,
     slopes: np.ndarray,
-    used: int,
+    used: Int,
     change: np.ndarray,
     backward: np.ndarray,
     forward: np.ndarray,

@@ -2,6 +2,7 @@ r"""Running the compiled loop over the planes of a part of a photograph."""
 
 __all__ = [
     "Context",
+    "colour_planes",
     "contexts",
     "decode_planes",
     "encode_planes",
@@ -47,6 +48,19 @@ _NO_CODER = Coder(coder_states(1), np.zeros(1, np.uint8), np.zeros((1, 1), np.ui
 _NO_RECORD = Record(
     np.zeros(1, np.float32), np.zeros((1, 1), np.int16), np.zeros((1, 5), np.int32)
 )
+
+
+def colour_planes(colours: np.ndarray) -> np.ndarray:
+    r"""Returns green, red less green and blue less green.
+
+    Arguments:
+        colours: Red, green and blue, unsigned integers with shape :math:`(H, W, 3)`.
+
+    Returns:
+        The planes, int32 with shape :math:`(3, H, W)`.
+    """
+    red, green, blue = np.moveaxis(colours.astype(np.int32), 2, 0)
+    return np.stack([green, red - green, blue - green])
 
 
 def encode_planes(

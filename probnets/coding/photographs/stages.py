@@ -161,9 +161,8 @@ class Stage:
             "second_bias": second_bias,
             "second_scale": 2.0**-shift,
         }
-        adaptive = dict.fromkeys(
-            ("turned", "rates", "lift", "back", "ahead", "second_rates"), none
-        )
+        names = ("turned", "rates", "lift", "back", "ahead", "second_rates")
+        adaptive: dict[str, np.ndarray] = dict.fromkeys(names, np.zeros(0))
         if rates is not None:
             # Integers per unit of real weights, if a hidden unit is real in sixty-fourths.
             per_unit = 2.0 ** (parts["shift_0"] + FRACTION_BITS)

@@ -12,6 +12,7 @@ __all__ = [
     "OCTAVE",
     "REACH",
     "SCALES",
+    "Int",
     "Tables",
     "tables",
 ]
@@ -33,6 +34,9 @@ CDF_BITS = 22  # of a tabled cumulative distribution
 
 _STEP = 32  # tabled points of the logistic function per unit, and places between two points
 _END = 16  # where the logistic function is one up to rounding
+
+
+Int = int | np.integer
 
 
 class Tables(NamedTuple):

@@ -1,0 +1,323 @@
+r"""The payload of a photograph: its cells, each with a stream of its own."""
+
+__all__ = [
+    "Region",
+    "cells",
+    "decode_photograph",
+    "encode_photograph",
+    "photograph_lengths",
+    "photograph_parts",
+]
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from probnets.coding.errors import StreamError
+from probnets.coding.stream import Reader, index, varint
+
+from .levels import pack_levels, unpack_levels, used_levels
+from .model import Mode, PhotographModel
+from .planes import colour_planes, decode_planes, encode_planes, measure_planes
+
+_SLOW, _LEVELS = 1, 2  # flags of the first byte
+_PIXELS = 1 << 18  # of a cell, more or less
+_ROWS, _COLUMNS = 64, 1 << 13  # the least height of a cell, and the largest width
+
+_Result = TypeVar("_Result")
+Region = tuple[slice, slice]
+
+
+def cells(height: int, width: int) -> list[Region]:
+    r"""Cuts an image into cells that are coded apart, for threads and for random access.
+
+    A cell has about :math:`2^{18}` pixels, so that memory is bounded whatever the image. What
+    it costs to start anew is about half a percent of a cell.
+
+    Arguments:
+        height: The height of the image.
+        width: Its width.
+
+    Returns:
+        The rows and columns of each cell, line by line.
+
+    Example:
+        >>> cells(540, 860)
+        [(slice(0, 270, None), slice(0, 860, None)), (slice(270, 540, None), slice(0, 860, None))]
+    """
+    across = -(-width // _COLUMNS)
+    down = min(max(round(height * -(-width // across) / _PIXELS), 1), max(height // _ROWS, 1))
+    rows, columns = (
+        [slice(a, b) for a, b in pairwise(size * i // parts for i in range(parts + 1))]
+        for size, parts in ((height, down), (width, across))
+    )
+    return [(row, column) for row in rows for column in columns]
+
+
+@dataclass(frozen=True)
+class _Group:
+    r"""Is channels that are coded together: three colours, or a channel of its own."""
+
+    first: int
+    width: int
+    top: int  # the largest value
+
+
+def encode_photograph(
+    model: PhotographModel, array: np.ndarray, *, mode: Mode = "fast", workers: int | None = None
+) -> bytes:
+    r"""Encodes an image of any size.
+
+    Arguments:
+        model: The model.
+        array: The image, as :func:`probnets.coding.images.as_array` returns it.
+        mode: The mode.
+        workers: The number of threads, by default as many as PyTorch uses.
+
+    Returns:
+        The payload.
+    """
+    channels, levels = _number(array)
+    groups = _groups(channels.shape[2], array.dtype, levels)
+    parts = _parts(groups, array.shape)
+
+    def encode(part: tuple[_Group, Region]) -> bytes:
+        group, (rows, columns) = part
+        return encode_planes(
+            model, _planes(channels[rows, columns], group), top=group.top, mode=mode
+        )
+
+    streams = _each(encode, parts, workers)
+    named = any(level is not None for level in levels)
+    flags = _SLOW * (mode == "slow") | _LEVELS * named
+    names = b"".join(_named(level, array.dtype) for level in levels) if named else b""
+    return bytes([flags]) + names + index(streams) + b"".join(streams)
+
+
+def decode_photograph(
+    model: PhotographModel,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    reader: Reader,
+    *,
+    region: Region | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    r"""Restores the image that a payload holds and ends with.
+
+    Arguments:
+        model: The model.
+        shape: The shape of the image.
+        dtype: The dtype of the image.
+        reader: The payload.
+        region: The rows and columns that are wanted, slices of step 1 within the image. Only
+            the cells they touch are decoded. By default all.
+        workers: The number of threads, by default as many as PyTorch uses.
+
+    Raises:
+        StreamError: If it is not the payload of an image.
+    """
+    mode, levels, parts, streams = _read(reader, shape, dtype)
+    rows, columns = region or (slice(0, shape[0]), slice(0, shape[1]))
+    wanted = [
+        (group, cell, stream)
+        for (group, cell), stream in zip(parts, streams, strict=True)
+        if _touches(cell[0], rows) and _touches(cell[1], columns)
+    ]
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    result = np.empty((height, width, len(levels)), dtype)
+
+    def decode(part: tuple[_Group, Region, bytes]) -> None:
+        group, cell, stream = part
+        size = group.width, cell[0].stop - cell[0].start, cell[1].stop - cell[1].start
+        planes = decode_planes(model, stream, size, top=group.top, mode=mode)
+        values = _channels(planes, group, levels)
+        here, there = zip(*map(_overlap, cell, (rows, columns)), strict=True)
+        result[(*there, slice(group.first, group.first + group.width))] = values[here]
+
+    _each(decode, wanted, workers)
+    return result.reshape(height, width, *shape[2:])
+
+
+def photograph_parts(
+    shape: tuple[int, ...], dtype: np.dtype, reader: Reader
+) -> tuple[Mode, list[int]]:
+    r"""Reads the mode of a payload, and the sizes of its streams.
+
+    Arguments:
+        shape: The shape of the image.
+        dtype: The dtype of the image.
+        reader: The payload.
+
+    Raises:
+        StreamError: If it is not the payload of an image.
+    """
+    mode, _, _, streams = _read(reader, shape, dtype)
+    return mode, [len(stream) for stream in streams]
+
+
+def photograph_lengths(
+    model: PhotographModel, array: np.ndarray, *, mode: Mode = "fast", workers: int | None = None
+) -> np.ndarray:
+    r"""Computes how many bits each number of an image takes.
+
+    The second and third colour take those of their differences from green.
+
+    Arguments:
+        model: The model.
+        array: The image, as :func:`probnets.coding.images.as_array` returns it.
+        mode: The mode.
+        workers: The number of threads, by default as many as PyTorch uses.
+
+    Returns:
+        The bits, float64 with shape :math:`(H, W, C)`.
+    """
+    channels, levels = _number(array)
+    groups = _groups(channels.shape[2], array.dtype, levels)
+    result = np.empty(channels.shape, np.float64)
+
+    def measure(part: tuple[_Group, Region]) -> None:
+        group, (rows, columns) = part
+        planes = _planes(channels[rows, columns], group)
+        bits = measure_planes(model, planes, top=group.top, mode=mode)
+        order = (1, 0, 2) if group.width == 3 else (0,)
+        for plane, channel in enumerate(order):
+            result[rows, columns, group.first + channel] = bits[plane]
+
+    _each(measure, _parts(groups, array.shape), workers)
+    return result
+
+
+# ----------------------------------------------------------------------------------------------
+# Channels and planes
+
+
+def _channel_count(shape: Sequence[int], dtype: np.dtype) -> int:
+    channels = 1 if len(shape) == 2 else shape[2]
+    if len(shape) not in (2, 3) or not 1 <= channels <= 4:
+        raise StreamError(f"expected an image, got {dtype} with shape {tuple(shape)}")
+    return channels
+
+
+def _values(dtype: np.dtype) -> int:
+    r"""Returns the number of levels of a dtype."""
+    return 2 if dtype == np.bool_ else 1 << 8 * dtype.itemsize
+
+
+def _number(array: np.ndarray) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    r"""Numbers the used levels of each channel, where it pays."""
+    channels = array.reshape(*array.shape[:2], -1)
+    channels = channels.view(np.uint8) if array.dtype == np.bool_ else channels
+    values = _values(array.dtype)
+    levels = [used_levels(channels[..., c], values) for c in range(channels.shape[2])]
+    if all(level is None for level in levels):
+        return channels, levels
+    channels = channels.copy()
+    for c, level in enumerate(levels):
+        if level is not None:
+            numbers = np.zeros(values, channels.dtype)
+            numbers[level] = np.arange(len(level))
+            channels[..., c] = numbers[channels[..., c]]
+    return channels, levels
+
+
+def _groups(count: int, dtype: np.dtype, levels: Sequence[np.ndarray | None]) -> list[_Group]:
+    most = [_values(dtype) - 1 if level is None else len(level) - 1 for level in levels]
+    widths = [3] + [1] * (count - 3) if count >= 3 else [1] * count
+    starts = [0, *range(3, count)] if count >= 3 else list(range(count))
+    return [
+        _Group(start, width, max(most[start : start + width]))
+        for start, width in zip(starts, widths, strict=True)
+    ]
+
+
+def _parts(groups: Sequence[_Group], shape: Sequence[int]) -> list[tuple[_Group, Region]]:
+    return [(group, cell) for cell in cells(shape[0], shape[1]) for group in groups]
+
+
+def _planes(channels: np.ndarray, group: _Group) -> np.ndarray:
+    r"""Returns the planes of a group, with shape (P, H, W)."""
+    own = channels[..., group.first : group.first + group.width]
+    return colour_planes(own) if group.width == 3 else own[None, ..., 0].astype(np.int32)
+
+
+def _channels(
+    planes: np.ndarray, group: _Group, levels: Sequence[np.ndarray | None]
+) -> np.ndarray:
+    r"""Returns the channels of planes, with shape (H, W, P), in the levels of the image."""
+    if group.width == 3:
+        green, red, blue = planes
+        planes = np.stack([red + green, green, blue + green])
+    channels = []
+    for plane, level in zip(planes, levels[group.first :], strict=False):
+        if level is not None and plane.max() >= len(level):
+            raise StreamError("expected levels of the image, got others; it is damaged")
+        channels.append(plane if level is None else level[plane])
+    return np.stack(channels, axis=2)
+
+
+# ----------------------------------------------------------------------------------------------
+# The head of a payload
+
+
+def _named(levels: np.ndarray | None, dtype: np.dtype) -> bytes:
+    data = b"" if levels is None else pack_levels(levels, _values(dtype))
+    return varint(len(data)) + data
+
+
+def _read(
+    reader: Reader, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[Mode, list[np.ndarray | None], list[tuple[_Group, Region]], list[bytes]]:
+    r"""Takes a payload apart: mode, levels of the channels, parts and their streams."""
+    mode, levels = _read_head(reader, _channel_count(shape, dtype), dtype)
+    parts = _parts(_groups(len(levels), dtype, levels), shape)
+    streams = [reader.take(n) for n in reader.index(len(parts))]
+    reader.end()
+    return mode, levels, parts, streams
+
+
+def _read_head(
+    reader: Reader, count: int, dtype: np.dtype
+) -> tuple[Mode, list[np.ndarray | None]]:
+    flags = reader.take(1)[0]
+    if flags > (_SLOW | _LEVELS):
+        raise StreamError(f"expected a known kind of payload, got {flags}; it is damaged")
+    levels: list[np.ndarray | None] = [None] * count
+    if flags & _LEVELS:
+        for channel in range(count):
+            if size := reader.varint():
+                levels[channel] = unpack_levels(reader.take(size), _values(dtype))
+    return "slow" if flags & _SLOW else "fast", levels
+
+
+# ----------------------------------------------------------------------------------------------
+# Cells
+
+
+def _touches(own: slice, wanted: slice) -> bool:
+    return own.start < wanted.stop and wanted.start < own.stop
+
+
+def _overlap(own: slice, wanted: slice) -> tuple[slice, slice]:
+    r"""Returns what two slices share, as seen from the first and from the second."""
+    start, stop = max(own.start, wanted.start), min(own.stop, wanted.stop)
+    return (
+        slice(start - own.start, stop - own.start),
+        slice(start - wanted.start, stop - wanted.start),
+    )
+
+
+def _each(
+    work: Callable[..., _Result], parts: Sequence[object], workers: int | None
+) -> list[_Result]:
+    r"""Works on all parts, in threads if there are several."""
+    workers = min(workers or torch.get_num_threads(), len(parts))
+    if workers <= 1:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, parts))
