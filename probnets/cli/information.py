@@ -11,6 +11,8 @@ from probnets.coding.notes import unpack_notes
 from probnets.coding.photographs.codec import photograph_parts
 from probnets.coding.photographs.model import PhotographModel
 from probnets.coding.stream import MAGIC, Header, Reader, open_stream
+from probnets.coding.treecodec import tree_parts
+from probnets.coding.trees import TreeModel
 
 from .words import say
 
@@ -51,17 +53,21 @@ def _stream_facts(blob: bytes) -> dict[str, object]:
 
 
 def _payload_facts(header: Header, reader: Reader) -> dict[str, object]:
-    r"""Tells what the payload says of itself. Those of shipped photograph models say more.
+    r"""Tells what the payload says of itself. Those of some shipped models say more.
 
     Arguments:
         header: The header, whose digest names the model.
         reader: The payload, from its first byte on.
     """
-    size = f"{reader.left:,} bytes"
-    if header.batch or not isinstance(shipped_model(header.digest), PhotographModel):
-        return {"payload": size}
-    mode, sizes = photograph_parts(header.shape, header.dtype, reader)
-    return {"mode": mode, "payload": size, "parts": f"{len(sizes)} that decode on their own"}
+    size, model = f"{reader.left:,} bytes", shipped_model(header.digest)
+    facts: dict[str, object] = {"payload": size}
+    if header.batch or not isinstance(model, PhotographModel | TreeModel):
+        return facts
+    if isinstance(model, PhotographModel):
+        facts["mode"], sizes = photograph_parts(header.shape, header.dtype, reader)
+    else:
+        sizes = tree_parts(header.shape, header.dtype, reader)
+    return {**facts, "parts": f"{len(sizes)} that decode on their own"}
 
 
 def _note_facts(notes: Notes, size: int) -> dict[str, object]:
@@ -101,6 +107,16 @@ def _model_facts(path: Path) -> dict[str, object]:
             "what": "a model of photographs",
             "kind": model.kind,
             "components": model.components,
+            "parameters": f"{model.parameters:,}",
+            "digest": model.digest.hex(),
+            "bytes": f"{path.stat().st_size:,}",
+        }
+    if isinstance(model, TreeModel):
+        return {
+            "what": "a model of trees as large as the image",
+            "kind": model.kind,
+            "units": model.units,
+            "levels": model.levels,
             "parameters": f"{model.parameters:,}",
             "digest": model.digest.hex(),
             "bytes": f"{path.stat().st_size:,}",

@@ -15,6 +15,11 @@ from .models import ImageModel as ImageModel
 from .models import pretrained as pretrained
 from .notes import Notes as Notes
 from .notes import read_notes as read_notes
+from .photographs.model import PhotographModel as PhotographModel
+from .photographs.training import TrainingSettings as TrainingSettings
+from .photographs.training import train_photographs as train_photographs
 from .tables import CodeTables as CodeTables
 from .training import train_tiles as train_tiles
 from .training import train_whole as train_whole
+from .trees import TreeModel as TreeModel
+from .treetraining import train_trees as train_trees

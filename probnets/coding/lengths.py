@@ -25,6 +25,8 @@ from .schedule import CODE, Schedule
 from .tables import TOTAL, CodeTables
 from .tiles import cut, paste, tile_classes
 from .transforms import forward
+from .treecodec import tree_lengths
+from .trees import TreeModel
 
 # Numba derives the types of compiled loops.
 # ruff: noqa: ANN001, ANN202
@@ -47,8 +49,8 @@ def code_lengths(
     than a byte for each part. Nothing is estimated: the frequencies :math:`f` are those of the
     coder, from the integer tables.
 
-    Models of photographs code green and then red and blue by their differences from it; those of
-    tiles code luma and two chroma differences, which then stand in the place of the colours, and
+    Models of photographs and of trees code green, and red and blue by their differences from
+    it; those of tiles code luma and two chroma differences, which then stand in the place of the colours, and
     the two bytes of 16-bit numbers, which are added up.
 
     Arguments:
@@ -75,6 +77,8 @@ def code_lengths(
     array = as_array(img)
     if isinstance(model, PhotographModel):
         return photograph_lengths(model, array, mode=mode)
+    if isinstance(model, TreeModel):
+        return tree_lengths(model, array)
     if model.kind == "tiles":
         return _tile_lengths(model, array)
     return _whole_lengths(model, array)

@@ -26,10 +26,11 @@ from probnets.circuits.checkpoints import read, write
 
 from .photographs.model import PhotographModel
 from .tables import CodeTables
+from .trees import TreeModel
 
 FORMAT = 1
 
-Shipped = Literal["photographs", "tiles"]
+Shipped = Literal["photographs", "tree", "tiles"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +161,11 @@ class ImageModel:
             raise ValueError(f"expected a sound model in {path}: {error}") from None
 
 
-AnyModel = ImageModel | PhotographModel
+AnyModel = ImageModel | PhotographModel | TreeModel
 
-_KINDS: dict[str | None, type[ImageModel] | type[PhotographModel]] = {
-    "photograph model": PhotographModel
+_KINDS: dict[str | None, type[ImageModel] | type[PhotographModel] | type[TreeModel]] = {
+    "photograph model": PhotographModel,
+    "tree model": TreeModel,
 }
 
 
@@ -198,7 +200,7 @@ def as_model(pc_model: AnyModel | TreeCircuit | str | Path | None) -> AnyModel:
     if isinstance(pc_model, (str, Path)):
         return load_model(pc_model)
     raise TypeError(
-        "expected an ImageModel, a PhotographModel, a TreeCircuit, a path or None as pc_model, "
+        "expected an image, photograph or tree model, a TreeCircuit, a path or None as pc_model, "
         f"got {type(pc_model).__name__}"
     )
 
@@ -218,7 +220,8 @@ def pretrained(name: Shipped = "photographs") -> AnyModel:
     r"""Loads a model that ships with the package.
 
     Arguments:
-        name: The model: of photographs, the default, or of tiles.
+        name: The model: of photographs, the default; of trees as large as the image, whose
+            marginals are tractable; or of tiles, the fastest.
 
     Raises:
         ValueError: If there is no such model.

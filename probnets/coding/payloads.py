@@ -11,6 +11,8 @@ from .photographs.codec import Region, decode_photograph, encode_photograph
 from .photographs.model import Mode, PhotographModel
 from .stream import Reader
 from .tilecodec import decode_tiles, encode_tiles
+from .treecodec import decode_trees, encode_trees
+from .trees import TreeModel
 
 
 def check_mode(mode: Mode, model: AnyModel) -> None:
@@ -18,7 +20,7 @@ def check_mode(mode: Mode, model: AnyModel) -> None:
     if mode not in get_args(Mode):
         raise ValueError(f"expected mode 'fast' or 'slow', got {mode!r}")
     if mode != "fast" and model.kind != "photographs":
-        what = "whole images" if model.kind == "whole" else model.kind
+        what = {"whole": "whole images", "tree": "trees"}.get(model.kind, model.kind)
         raise ValueError(f"expected mode 'fast' for a model of {what}, got {mode!r}")
 
 
@@ -33,6 +35,8 @@ def encode_image(model: AnyModel, array: np.ndarray, *, mode: Mode, workers: int
     """
     if isinstance(model, PhotographModel):
         return encode_photograph(model, array, mode=mode, workers=workers)
+    if isinstance(model, TreeModel):
+        return encode_trees(model, array, workers=workers)
     return encode_tiles(model, array, workers=workers)
 
 
@@ -60,5 +64,7 @@ def decode_image(
     """
     if isinstance(model, PhotographModel):
         return decode_photograph(model, shape, dtype, reader, region=region, workers=workers)
+    if isinstance(model, TreeModel):
+        return decode_trees(model, shape, dtype, reader, region=region, workers=workers)
     array = decode_tiles(model, shape, dtype, reader, workers=workers)
     return array if region is None else array[region]
