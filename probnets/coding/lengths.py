@@ -50,7 +50,7 @@ def code_lengths(
     coder, from the integer tables.
 
     Models of photographs and of trees code green, and red and blue by their differences from
-    it; those of tiles code luma and two chroma differences, which then stand in the place of the colours, and
+    it; those of tiles code luma and two chroma differences, which then stand in their places, and
     the two bytes of 16-bit numbers, which are added up.
 
     Arguments:

@@ -16,7 +16,7 @@ MEAN, SCALE, INVERSE, WEIGHT = 0, 1, 2, 3
 
 _TOTAL = 1 << 24  # quantiles, of which every value owns one or more
 _SHIFT = np.uint64(WEIGHT_BITS + CDF_BITS)
-_EDGE = (1 << 14) - 1  # 16 units of the logistic function, in steps of 1/1024
+_EDGE = (1 << 20) - 1  # 16 units of the logistic function, in steps of 2^-16
 _ONE = 1 << CDF_BITS
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "forceinline": True, "_nrt": False}
@@ -76,10 +76,10 @@ def set_mixture(
 
 @_compiled
 def logistic(place: Int, sigmoid: np.ndarray) -> Int:
-    r"""Computes :math:`2^{22} \sigma(u)` from a place :math:`1024 u`."""
+    r"""Computes :math:`2^{22} \sigma(u)` from a place :math:`2^{16} u`."""
     u = min(abs(place), _EDGE)
-    i = u >> 5
-    value = sigmoid[i] + (((sigmoid[i + 1] - sigmoid[i]) * (u & 31)) >> 5)
+    i = u >> 11
+    value = sigmoid[i] + (((sigmoid[i + 1] - sigmoid[i]) * (u & 2047)) >> 11)
     return value if place >= 0 else _ONE - value
 
 
@@ -103,7 +103,7 @@ def lower_quantile(
         return _TOTAL
     mass = 0
     for k in range(K):
-        place = ((16 * x - 8 - mixture[MEAN, k]) * mixture[INVERSE, k]) >> 20
+        place = ((16 * x - 8 - mixture[MEAN, k]) * mixture[INVERSE, k]) >> 14
         mass += mixture[WEIGHT, k] * logistic(place, sigmoid)
     spare = np.uint64(_TOTAL - (high - low + 1))  # every value owns one quantile at least
     return np.int64((np.uint64(mass) * spare) >> _SHIFT) + (x - low)

@@ -129,18 +129,18 @@ def gradient(
     total = 1e-9
     for k in range(K):
         mean, inverse = mixture[MEAN, k], mixture[INVERSE, k]
-        begin = ((16 * x - 8 - mean) * inverse) >> 20
-        end = ((16 * x + 8 - mean) * inverse) >> 20
+        begin = ((16 * x - 8 - mean) * inverse) >> 14
+        end = ((16 * x + 8 - mean) * inverse) >> 14
         a = 0.0 if x <= low else logistic(begin, sigmoid) * 2.0**-22
         b = 1.0 if x >= high else logistic(end, sigmoid) * 2.0**-22
         slope_a, slope_b = a * (1.0 - a), b * (1.0 - b)
         weight = mixture[WEIGHT, k] * 2.0**-16
         slopes[k] = weight * (b - a)
         slopes[K + k] = weight * (slope_a - slope_b)
-        slopes[2 * K + k] = weight * (begin * slope_a - end * slope_b) * 2.0**-10
+        slopes[2 * K + k] = weight * (begin * slope_a - end * slope_b) * 2.0**-16
         total += slopes[k]
     for k in range(K):
-        ratio = mixture[INVERSE, k] * power[spread] * 2.0**-34  # the spread by the scale
+        ratio = mixture[INVERSE, k] * power[spread] * 2.0**-36  # the spread by the scale
         logit = slopes[k] / total - mixture[WEIGHT, k] * 2.0**-16
         slopes[k] = _cut(logit * LN2)
         slopes[K + k] = _cut(slopes[K + k] / total * ratio)
