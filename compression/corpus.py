@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from probnets.cli.formats import jpegxl_bytes, png_bytes, read_image, webp_bytes
-from probnets.coding import ImageModel, compress, decompress, pretrained
+from probnets.coding import compress, decompress, load_model, pretrained
+from probnets.coding.models import AnyModel
 from probnets.data import image_folder
 
 FORMATS = ("PNG", "WebP", "JPEG XL", "probnets")
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.folder is None and not args.smoke:
             raise ValueError("expected a folder of images, got none")
-        model = ImageModel.load(args.model) if args.model else pretrained()
+        model = load_model(args.model) if args.model else pretrained()
         return _table(_images(args), model, args.effort)
     except (OSError, TypeError, ValueError) as error:
         print(f"corpus.py: error: {error}", file=sys.stderr)
@@ -50,7 +51,7 @@ def _images(args: argparse.Namespace) -> dict[str, Path | np.ndarray]:
     return {str(path.relative_to(args.folder)): path for path in image_folder(args.folder)}
 
 
-def _table(images: dict[str, Path | np.ndarray], model: ImageModel, effort: int) -> int:
+def _table(images: dict[str, Path | np.ndarray], model: AnyModel, effort: int) -> int:
     decompress(compress(np.zeros((17, 17), np.uint8)))  # compiles the loops
     totals, known = np.zeros(len(FORMATS), dtype=np.int64), np.ones(len(FORMATS), dtype=bool)
     subpixels, raw, encoding, decoding, exact = 0, 0, 0.0, 0.0, True

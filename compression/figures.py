@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if not args.smoke:
-            model = ImageModel.load(args.model) if args.model else pretrained()
+            model = ImageModel.load(args.model) if args.model else pretrained("tiles")
             _draw(model, ImageSet(args.images) if args.images else (), args)
             return 0
         noise = np.random.default_rng(0).normal(scale=4, size=(40, 8, 8, 1)).cumsum(1).cumsum(2)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with TemporaryDirectory() as scratch:
             args.out = Path(scratch)
             _draw(small, images[..., 0], args)
-            _draw(pretrained(), [np.tile(images[0], (4, 6, 3))], args)
+            _draw(pretrained("tiles"), [np.tile(images[0], (4, 6, 3))], args)
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"figures.py: error: {error}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from .errors import ImageWarning as ImageWarning
 from .errors import StreamError as StreamError
 from .lengths import code_lengths as code_lengths
 from .models import ImageModel as ImageModel
+from .models import load_model as load_model
 from .models import pretrained as pretrained
 from .notes import Notes as Notes
 from .notes import read_notes as read_notes

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -211,11 +211,16 @@ def shipped_model(digest: bytes) -> AnyModel | None:
     Arguments:
         digest: The digest, as a stream names its model.
     """
-    models = (pretrained(name) for name in get_args(Shipped))
+    models = (_shipped(name) for name in get_args(Shipped))
     return next((model for model in models if model.digest == digest), None)
 
 
-@cache
+@overload
+def pretrained(name: Literal["photographs"] = "photographs") -> PhotographModel: ...
+@overload
+def pretrained(name: Literal["tree"]) -> TreeModel: ...
+@overload
+def pretrained(name: Literal["tiles"]) -> ImageModel: ...
 def pretrained(name: Shipped = "photographs") -> AnyModel:
     r"""Loads a model that ships with the package.
 
@@ -233,6 +238,11 @@ def pretrained(name: Shipped = "photographs") -> AnyModel:
     if name not in get_args(Shipped):
         names = ", ".join(map(repr, get_args(Shipped)))
         raise ValueError(f"expected one of the models {names}, got {name!r}")
+    return _shipped(name)
+
+
+@cache
+def _shipped(name: Shipped) -> AnyModel:
     asset = resources.files("probnets") / "assets" / f"{name}.safetensors"
     with resources.as_file(asset) as path:
         return load_model(path)

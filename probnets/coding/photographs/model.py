@@ -36,7 +36,7 @@ class Settings:
     ridge: int = 64
     decay: int = 218
     periods: tuple[int, int] = (4, 2)
-    rates: tuple[int, int] = (420, 100)
+    rates: tuple[int, int] = (840, 200)
 
     def __post_init__(self) -> None:
         numbers = [self.ridge, self.decay, *self.periods, *self.rates]
