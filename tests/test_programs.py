@@ -59,6 +59,8 @@ def digits(tmp_path):
 SMOKE = {
     "corpus": (["--smoke"], "exact"),
     "figures": (["--smoke"], "bits-0.png"),
+    "photographs": (["--smoke"], "new photographs"),
+    "photographs tree": (["--smoke", "--kind", "tree"], "new photographs"),
     "table": (["--smoke"], "exact"),
     "train": (["--smoke"], "%"),
     "train whole": (["--smoke", "whole"], "%"),
