@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from probnets.coding.stream import Reader, index, varint
 from .levels import pack_levels, unpack_levels, used_levels
 from .model import Mode, PhotographModel
 from .planes import colour_planes, decode_planes, encode_planes, measure_planes
+from .repeats import enlarge, repetition
 
-_SLOW, _LEVELS = 1, 2  # flags of the first byte
+_SLOW, _LEVELS, _REPEATED = 1, 2, 4  # flags of the first byte
 _PIXELS = 1 << 18  # of a cell, more or less
 _ROWS, _COLUMNS = 64, 1 << 13  # the least height of a cell, and the largest width
 
@@ -82,9 +83,9 @@ def encode_photograph(
     Returns:
         The payload.
     """
-    channels, levels = _number(array)
-    groups = _groups(channels.shape[2], array.dtype, levels)
-    parts = _parts(groups, array.shape)
+    channels, factors = _single(array)
+    channels, levels = _number(channels, array.dtype)
+    parts = _parts(_groups(array.dtype, levels), channels.shape)
 
     def encode(part: tuple[_Group, Region]) -> bytes:
         group, (rows, columns) = part
@@ -93,10 +94,7 @@ def encode_photograph(
         )
 
     streams = _each(encode, parts, workers)
-    named = any(level is not None for level in levels)
-    flags = _SLOW * (mode == "slow") | _LEVELS * named
-    names = b"".join(_named(level, array.dtype) for level in levels) if named else b""
-    return bytes([flags]) + names + index(streams) + b"".join(streams)
+    return _head(mode, factors, levels, array.dtype) + index(streams) + b"".join(streams)
 
 
 def decode_photograph(
@@ -122,25 +120,34 @@ def decode_photograph(
     Raises:
         StreamError: If it is not the payload of an image.
     """
-    mode, levels, parts, streams = _read(reader, shape, dtype)
+    head, parts, streams = _read(reader, shape, dtype)
+    levels = head.levels
     rows, columns = region or (slice(0, shape[0]), slice(0, shape[1]))
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    offset = rows.start % head.factors[0], columns.start % head.factors[1]
+    rows, columns = (
+        slice(own.start // k, -(-own.stop // k))
+        for own, k in zip((rows, columns), head.factors, strict=True)
+    )
     wanted = [
         (group, cell, stream)
         for (group, cell), stream in zip(parts, streams, strict=True)
         if _touches(cell[0], rows) and _touches(cell[1], columns)
     ]
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    result = np.empty((height, width, len(levels)), dtype)
+    result = np.empty((rows.stop - rows.start, columns.stop - columns.start, len(levels)), dtype)
 
     def decode(part: tuple[_Group, Region, bytes]) -> None:
         group, cell, stream = part
         size = group.width, cell[0].stop - cell[0].start, cell[1].stop - cell[1].start
-        planes = decode_planes(model, stream, size, top=group.top, mode=mode)
+        planes = decode_planes(model, stream, size, top=group.top, mode=head.mode)
         values = _channels(planes, group, levels)
         here, there = zip(*map(_overlap, cell, (rows, columns)), strict=True)
         result[(*there, slice(group.first, group.first + group.width))] = values[here]
 
     _each(decode, wanted, workers)
+    if head.factors != (1, 1):
+        size = offset[0] + height, offset[1] + width
+        result = enlarge(result, head.factors, size)[offset[0] :, offset[1] :]
     return result.reshape(height, width, *shape[2:])
 
 
@@ -157,8 +164,8 @@ def photograph_parts(
     Raises:
         StreamError: If it is not the payload of an image.
     """
-    mode, _, _, streams = _read(reader, shape, dtype)
-    return mode, [len(stream) for stream in streams]
+    head, _, streams = _read(reader, shape, dtype)
+    return head.mode, [len(stream) for stream in streams]
 
 
 def photograph_lengths(
@@ -166,7 +173,8 @@ def photograph_lengths(
 ) -> np.ndarray:
     r"""Computes how many bits each number of an image takes.
 
-    The second and third colour take those of their differences from green.
+    The second and third colour take those of their differences from green. Repeated pixels take
+    none.
 
     Arguments:
         model: The model.
@@ -177,9 +185,10 @@ def photograph_lengths(
     Returns:
         The bits, float64 with shape :math:`(H, W, C)`.
     """
-    channels, levels = _number(array)
-    groups = _groups(channels.shape[2], array.dtype, levels)
-    result = np.empty(channels.shape, np.float64)
+    channels, factors = _single(array)
+    result = np.zeros((*array.shape[:2], channels.shape[2]), np.float64)
+    own = result[:: factors[0], :: factors[1]]
+    channels, levels = _number(channels, array.dtype)
 
     def measure(part: tuple[_Group, Region]) -> None:
         group, (rows, columns) = part
@@ -187,9 +196,9 @@ def photograph_lengths(
         bits = measure_planes(model, planes, top=group.top, mode=mode)
         order = (1, 0, 2) if group.width == 3 else (0,)
         for plane, channel in enumerate(order):
-            result[rows, columns, group.first + channel] = bits[plane]
+            own[rows, columns, group.first + channel] = bits[plane]
 
-    _each(measure, _parts(groups, array.shape), workers)
+    _each(measure, _parts(_groups(array.dtype, levels), channels.shape), workers)
     return result
 
 
@@ -209,11 +218,17 @@ def _values(dtype: np.dtype) -> int:
     return 2 if dtype == np.bool_ else 1 << 8 * dtype.itemsize
 
 
-def _number(array: np.ndarray) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    r"""Numbers the used levels of each channel, where it pays."""
+def _single(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    r"""Returns the channels without repeated pixels, with shape (H, W, C), and the factors."""
     channels = array.reshape(*array.shape[:2], -1)
     channels = channels.view(np.uint8) if array.dtype == np.bool_ else channels
-    values = _values(array.dtype)
+    factors = repetition(channels)
+    return channels[:: factors[0], :: factors[1]], factors
+
+
+def _number(channels: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    r"""Numbers the used levels of each channel, where it pays."""
+    values = _values(dtype)
     levels = [used_levels(channels[..., c], values) for c in range(channels.shape[2])]
     if all(level is None for level in levels):
         return channels, levels
@@ -226,7 +241,8 @@ def _number(array: np.ndarray) -> tuple[np.ndarray, list[np.ndarray | None]]:
     return channels, levels
 
 
-def _groups(count: int, dtype: np.dtype, levels: Sequence[np.ndarray | None]) -> list[_Group]:
+def _groups(dtype: np.dtype, levels: Sequence[np.ndarray | None]) -> list[_Group]:
+    count = len(levels)
     most = [_values(dtype) - 1 if level is None else len(level) - 1 for level in levels]
     widths = [3] + [1] * (count - 3) if count >= 3 else [1] * count
     starts = [0, *range(3, count)] if count >= 3 else list(range(count))
@@ -265,34 +281,46 @@ def _channels(
 # The head of a payload
 
 
-def _named(levels: np.ndarray | None, dtype: np.dtype) -> bytes:
-    data = b"" if levels is None else pack_levels(levels, _values(dtype))
-    return varint(len(data)) + data
+class _Head(NamedTuple):
+    r"""Is what stands before the index: mode, enlargement, and levels of the channels."""
+
+    mode: Mode
+    factors: tuple[int, int]
+    levels: list[np.ndarray | None]
+
+
+def _head(
+    mode: Mode, factors: tuple[int, int], levels: Sequence[np.ndarray | None], dtype: np.dtype
+) -> bytes:
+    named, repeated = any(level is not None for level in levels), factors != (1, 1)
+    flags = _SLOW * (mode == "slow") | _LEVELS * named | _REPEATED * repeated
+    parts = [bytes([flags]), bytes(factors) if repeated else b""]
+    for level in levels if named else ():
+        data = b"" if level is None else pack_levels(level, _values(dtype))
+        parts += varint(len(data)), data
+    return b"".join(parts)
 
 
 def _read(
     reader: Reader, shape: tuple[int, ...], dtype: np.dtype
-) -> tuple[Mode, list[np.ndarray | None], list[tuple[_Group, Region]], list[bytes]]:
-    r"""Takes a payload apart: mode, levels of the channels, parts and their streams."""
-    mode, levels = _read_head(reader, _channel_count(shape, dtype), dtype)
-    parts = _parts(_groups(len(levels), dtype, levels), shape)
+) -> tuple[_Head, list[tuple[_Group, Region]], list[bytes]]:
+    r"""Takes a payload apart: its head, the parts of the image and their streams."""
+    flags = reader.take(1)[0]
+    if flags > (_SLOW | _LEVELS | _REPEATED):
+        raise StreamError(f"expected a known kind of payload, got {flags}; it is damaged")
+    down, across = reader.take(2) if flags & _REPEATED else (1, 1)
+    if min(down, across) < 1 or (flags & _REPEATED and max(down, across) == 1):
+        raise StreamError(f"expected factors of an enlargement, got {down} and {across}")
+    levels: list[np.ndarray | None] = [None] * _channel_count(shape, dtype)
+    for channel in range(len(levels)) if flags & _LEVELS else ():
+        if size := reader.varint():
+            levels[channel] = unpack_levels(reader.take(size), _values(dtype))
+    head = _Head("slow" if flags & _SLOW else "fast", (down, across), levels)
+
+    parts = _parts(_groups(dtype, levels), (-(-shape[0] // down), -(-shape[1] // across)))
     streams = [reader.take(n) for n in reader.index(len(parts))]
     reader.end()
-    return mode, levels, parts, streams
-
-
-def _read_head(
-    reader: Reader, count: int, dtype: np.dtype
-) -> tuple[Mode, list[np.ndarray | None]]:
-    flags = reader.take(1)[0]
-    if flags > (_SLOW | _LEVELS):
-        raise StreamError(f"expected a known kind of payload, got {flags}; it is damaged")
-    levels: list[np.ndarray | None] = [None] * count
-    if flags & _LEVELS:
-        for channel in range(count):
-            if size := reader.varint():
-                levels[channel] = unpack_levels(reader.take(size), _values(dtype))
-    return "slow" if flags & _SLOW else "fast", levels
+    return head, parts, streams
 
 
 # ----------------------------------------------------------------------------------------------

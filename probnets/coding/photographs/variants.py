@@ -38,23 +38,23 @@ def variants(img: np.ndarray, rng: np.random.Generator) -> Iterator[Variant]:
     Yields:
         The variants, of uint8 or uint16 with shape :math:`(H', W', 3)`. Their weights sum to one.
     """
-    yield Variant(_turned(img, rng), 0.3)
-    yield Variant(_turned(img, rng), 0.3)
+    yield Variant(_turned(img, rng), 0.4)
+    yield Variant(_turned(img, rng), 0.4)
 
     sigma = np.exp(rng.uniform(np.log(0.5), np.log(8.0)))
     noisy = np.rint(img + rng.normal(0.0, sigma, img.shape)).clip(0, 255).astype(np.uint8)
-    yield Variant(_turned(noisy, rng), 0.12)
+    yield Variant(_turned(noisy, rng), 0.07)
 
     factor = rng.uniform(0.4, 0.95)
     size = tuple(max(round(factor * side), _LEAST) for side in img.shape[1::-1])
     scaled = Image.fromarray(img).resize(size, _FILTERS[rng.integers(len(_FILTERS))])
-    yield Variant(_turned(np.asarray(scaled), rng), 0.14)
+    yield Variant(_turned(np.asarray(scaled), rng), 0.08)
 
     file = io.BytesIO()
     Image.fromarray(img).save(file, "JPEG", quality=int(rng.integers(75, 98)))
-    yield Variant(_turned(np.asarray(Image.open(file)), rng), 0.07)
+    yield Variant(_turned(np.asarray(Image.open(file)), rng), 0.025)
 
-    yield Variant(_turned(_deep(img, rng), rng), 0.07)
+    yield Variant(_turned(_deep(img, rng), rng), 0.025)
 
 
 def _turned(img: np.ndarray, rng: np.random.Generator) -> np.ndarray:
