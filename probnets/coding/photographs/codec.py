@@ -296,7 +296,7 @@ def _head(
     flags = _SLOW * (mode == "slow") | _LEVELS * named | _REPEATED * repeated
     parts = [bytes([flags]), bytes(factors) if repeated else b""]
     for level in levels if named else ():
-        data = b"" if level is None else pack_levels(level, _values(dtype))
+        data = b"" if level is None else pack_levels(level)
         parts += varint(len(data)), data
     return b"".join(parts)
 
