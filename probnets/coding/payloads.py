@@ -6,8 +6,9 @@ from typing import get_args
 
 import numpy as np
 
+from .cells import Region
 from .models import AnyModel
-from .photographs.codec import Region, decode_photograph, encode_photograph
+from .photographs.codec import decode_photograph, encode_photograph
 from .photographs.model import Mode, PhotographModel
 from .stream import Reader
 from .tilecodec import decode_tiles, encode_tiles

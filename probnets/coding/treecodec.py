@@ -2,16 +2,14 @@ r"""Coding an image of any size as quad trees of residuals."""
 
 __all__ = ["decode_trees", "encode_trees", "tree_lengths", "tree_parts"]
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
+from .cells import Region, cells, each, overlap, touches
 from .errors import StreamError, unsound_stream
 from .images import group_widths, join_planes, split_planes
-from .photographs.codec import Region, cells
 from .rangeloops import (
     canonical_one,
     coder_states,
@@ -66,7 +64,7 @@ def encode_trees(model: TreeModel, array: np.ndarray, *, workers: int | None = N
         stream = _encode(model, _symbols(planes, top))
         return stream if len(stream) < planes.size else planes.tobytes()
 
-    streams = _each(encode, _parts(array.shape, array.dtype), workers)
+    streams = each(encode, _parts(array.shape, array.dtype), workers)
     return index(streams) + b"".join(streams)
 
 
@@ -97,18 +95,18 @@ def decode_trees(
         StreamError: If it is not the payload of an image.
     """
     parts, streams = _read(shape, dtype, reader)
-    rows, columns = region or (slice(0, shape[0]), slice(0, shape[1]))
-    size = rows.stop - rows.start, columns.stop - columns.start
+    region = region or (slice(0, shape[0]), slice(0, shape[1]))
+    size = tuple(own.stop - own.start for own in region)
     groups = [np.empty((*size, width), np.uint8) for width in group_widths(shape, dtype)]
+    wanted = [work for work in zip(parts, streams, strict=True) if touches(work[0].cell, region)]
 
     def decode(work: tuple[_Part, bytes]) -> None:
         part, stream = work
-        here, there = zip(*map(_overlap, part.cell, (rows, columns)), strict=True)
-        if all(own.start < own.stop for own in here):
-            planes = _decode_planes(model, stream, part.shape, _top(dtype))
-            groups[part.group][there] = planes[here]
+        here, there = overlap(part.cell, region)
+        planes = _decode_planes(model, stream, part.shape, _top(dtype))
+        groups[part.group][there] = planes[here]
 
-    _each(decode, list(zip(parts, streams, strict=True)), workers)
+    each(decode, wanted, workers)
     try:
         return join_planes(groups, (*size, *shape[2:]), dtype)
     except ValueError as error:
@@ -153,7 +151,7 @@ def tree_lengths(model: TreeModel, array: np.ndarray, *, workers: int | None = N
             bits[...] = 8.0  # it is stored as it is
         result[part.group][part.cell] = bits[..., [1, 0, 2]] if part.width == 3 else bits
 
-    _each(measure, _parts(array.shape, array.dtype), workers)
+    each(measure, _parts(array.shape, array.dtype), workers)
     bits = np.concatenate(result, axis=2)
     if array.dtype == np.uint16:
         high, low = np.split(bits, 2, axis=2)
@@ -204,26 +202,6 @@ def _decode_planes(
     if len(stream) == size:
         return np.frombuffer(stream, np.uint8).reshape(shape)
     return restore_image(_decode(model, stream, shape).astype(np.int16) - SHIFT, top=top)
-
-
-def _overlap(own: slice, wanted: slice) -> tuple[slice, slice]:
-    r"""Returns what two slices share, as seen from the first and from the second."""
-    start, stop = max(own.start, wanted.start), min(own.stop, wanted.stop)
-    return (
-        slice(start - own.start, stop - own.start),
-        slice(start - wanted.start, stop - wanted.start),
-    )
-
-
-def _each(job: Callable[..., T], parts: Sequence[object], workers: int | None) -> list[T]:
-    r"""Works on all parts, in threads if there are several."""
-    workers = torch.get_num_threads() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"expected one worker or more, got {workers}")
-    if workers == 1 or len(parts) == 1:
-        return [job(part) for part in parts]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(job, parts))
 
 
 # ----------------------------------------------------------------------------------------------

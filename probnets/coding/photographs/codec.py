@@ -1,23 +1,19 @@
 r"""The payload of a photograph: its cells, each with a stream of its own."""
 
 __all__ = [
-    "Region",
-    "cells",
     "decode_photograph",
     "encode_photograph",
     "photograph_lengths",
     "photograph_parts",
 ]
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from probnets.coding.cells import Region, cells, each, overlap, touches
 from probnets.coding.errors import StreamError
 from probnets.coding.stream import Reader, index, varint
 
@@ -27,37 +23,6 @@ from .planes import colour_planes, decode_planes, encode_planes, measure_planes
 from .repeats import enlarge, repetition
 
 _SLOW, _LEVELS, _REPEATED = 1, 2, 4  # flags of the first byte
-_PIXELS = 1 << 18  # of a cell, more or less
-_ROWS, _COLUMNS = 64, 1 << 13  # the least height of a cell, and the largest width
-
-_Result = TypeVar("_Result")
-Region = tuple[slice, slice]
-
-
-def cells(height: int, width: int) -> list[Region]:
-    r"""Cuts an image into cells that are coded apart, for threads and for random access.
-
-    A cell has about :math:`2^{18}` pixels, so that memory is bounded whatever the image. What
-    it costs to start anew is about half a percent of a cell.
-
-    Arguments:
-        height: The height of the image.
-        width: Its width.
-
-    Returns:
-        The rows and columns of each cell, line by line.
-
-    Example:
-        >>> cells(540, 860)
-        [(slice(0, 270, None), slice(0, 860, None)), (slice(270, 540, None), slice(0, 860, None))]
-    """
-    across = -(-width // _COLUMNS)
-    down = min(max(round(height * -(-width // across) / _PIXELS), 1), max(height // _ROWS, 1))
-    rows, columns = (
-        [slice(a, b) for a, b in pairwise(size * i // parts for i in range(parts + 1))]
-        for size, parts in ((height, down), (width, across))
-    )
-    return [(row, column) for row in rows for column in columns]
 
 
 @dataclass(frozen=True)
@@ -93,7 +58,7 @@ def encode_photograph(
             model, _planes(channels[rows, columns], group), top=group.top, mode=mode
         )
 
-    streams = _each(encode, parts, workers)
+    streams = each(encode, parts, workers)
     return _head(mode, factors, levels, array.dtype) + index(streams) + b"".join(streams)
 
 
@@ -125,14 +90,13 @@ def decode_photograph(
     rows, columns = region or (slice(0, shape[0]), slice(0, shape[1]))
     height, width = rows.stop - rows.start, columns.stop - columns.start
     offset = rows.start % head.factors[0], columns.start % head.factors[1]
-    rows, columns = (
-        slice(own.start // k, -(-own.stop // k))
-        for own, k in zip((rows, columns), head.factors, strict=True)
-    )
+    rows = slice(rows.start // head.factors[0], -(-rows.stop // head.factors[0]))
+    columns = slice(columns.start // head.factors[1], -(-columns.stop // head.factors[1]))
+    region = rows, columns
     wanted = [
         (group, cell, stream)
         for (group, cell), stream in zip(parts, streams, strict=True)
-        if _touches(cell[0], rows) and _touches(cell[1], columns)
+        if touches(cell, region)
     ]
     result = np.empty((rows.stop - rows.start, columns.stop - columns.start, len(levels)), dtype)
 
@@ -141,10 +105,10 @@ def decode_photograph(
         size = group.width, cell[0].stop - cell[0].start, cell[1].stop - cell[1].start
         planes = decode_planes(model, stream, size, top=group.top, mode=head.mode)
         values = _channels(planes, group, levels)
-        here, there = zip(*map(_overlap, cell, (rows, columns)), strict=True)
+        here, there = overlap(cell, region)
         result[(*there, slice(group.first, group.first + group.width))] = values[here]
 
-    _each(decode, wanted, workers)
+    each(decode, wanted, workers)
     if head.factors != (1, 1):
         size = offset[0] + height, offset[1] + width
         result = enlarge(result, head.factors, size)[offset[0] :, offset[1] :]
@@ -198,7 +162,7 @@ def photograph_lengths(
         for plane, channel in enumerate(order):
             own[rows, columns, group.first + channel] = bits[plane]
 
-    _each(measure, _parts(_groups(array.dtype, levels), channels.shape), workers)
+    each(measure, _parts(_groups(array.dtype, levels), channels.shape), workers)
     return result
 
 
@@ -321,31 +285,3 @@ def _read(
     streams = [reader.take(n) for n in reader.index(len(parts))]
     reader.end()
     return head, parts, streams
-
-
-# ----------------------------------------------------------------------------------------------
-# Cells
-
-
-def _touches(own: slice, wanted: slice) -> bool:
-    return own.start < wanted.stop and wanted.start < own.stop
-
-
-def _overlap(own: slice, wanted: slice) -> tuple[slice, slice]:
-    r"""Returns what two slices share, as seen from the first and from the second."""
-    start, stop = max(own.start, wanted.start), min(own.stop, wanted.stop)
-    return (
-        slice(start - own.start, stop - own.start),
-        slice(start - wanted.start, stop - wanted.start),
-    )
-
-
-def _each(
-    work: Callable[..., _Result], parts: Sequence[object], workers: int | None
-) -> list[_Result]:
-    r"""Works on all parts, in threads if there are several."""
-    workers = min(workers or torch.get_num_threads(), len(parts))
-    if workers <= 1:
-        return [work(part) for part in parts]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, parts))
