@@ -4,7 +4,7 @@ All operations are additions, multiplications and divisions in float64, each rou
 and in a fixed order; :mod:`probnets.coding.photographs.reference` states that order plainly.
 """
 
-__all__ = ["ROW", "accumulate", "normal_equations", "predict", "solve"]
+__all__ = ["accumulate", "normal_equations", "pass_on", "predict", "solve"]
 
 from typing import Any
 
@@ -14,8 +14,6 @@ import numpy as np
 from probnets.backend.rows import fill, load, peek, store
 
 from .tables import Int
-
-ROW = 8  # the numbers in a row of float64, to which lines of matrices are padded
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "forceinline": True, "_nrt": False}
 _compiled = numba.njit(nogil=True, cache=True, **_OPTIONS)
@@ -41,29 +39,50 @@ def accumulate(A: np.ndarray, z: np.ndarray, n: Int, width: Int, weight: float) 
 
 @_compiled
 def normal_equations(
-    M: np.ndarray, V: np.ndarray, block: Int, A: np.ndarray, size: Int, column: Int
+    M: np.ndarray, V: np.ndarray, block: Int, A: np.ndarray, n: Int, width: Int, column: Int
 ) -> None:
-    r"""Sums the moments around a block of columns, and those since its begin.
+    r"""Sums the upper triangles of the moments around a block of columns, and since its begin.
 
     Arguments:
         M: The sum, flat. Its second half keeps the part that is the same all along the block.
-        V: The moments of the blocks, flat, with `size` numbers each and one block to spare at
-            each end.
+        V: The moments of the blocks, flat, one block after the other, with one to spare at each
+            end.
         block: The block.
         A: The moments since the block began.
-        size: The size of a matrix.
+        n: The number of regressors.
+        width: The length of a line.
         column: The column within the block. In the first, the part that stays is computed.
     """
-    if column == 0:
-        o = block * size
-        for k in range(0, size, 8):
-            left = load(V, o + k, 8) + load(V, o + size + k, 8)
-            around = left + load(V, o + 2 * size + k, 8)
-            store(M, size + k, around)
-            store(M, k, around)
-    else:
-        for k in range(0, size, 8):
-            store(M, k, load(M, size + k, 8) + load(A, k, 8))
+    size = n * width
+    for i in range(n):
+        for k in range(i * width + (i & -8), (i + 1) * width, 8):
+            if column == 0:
+                o = block * size + k
+                left = load(V, o, 8) + load(V, o + size, 8)
+                around = left + load(V, o + 2 * size, 8)
+                store(M, size + k, around)
+                store(M, k, around)
+            else:
+                store(M, k, load(M, size + k, 8) + load(A, k, 8))
+
+
+@_compiled
+def pass_on(V: np.ndarray, block: Int, A: np.ndarray, n: Int, width: Int, decay: float) -> None:
+    r"""Adds the upper triangle of a block's moments to those of the lines above, and clears it.
+
+    Arguments:
+        V: The moments of the blocks, flat.
+        block: The block.
+        A: The moments since the block began.
+        n: The number of regressors.
+        width: The length of a line.
+        decay: What remains of the moments of the lines above.
+    """
+    start, weight, zero = (block + 1) * n * width, fill(decay, 8), fill(0.0, 8)
+    for i in range(n):
+        for k in range(i * width + (i & -8), (i + 1) * width, 8):
+            store(V, start + k, load(V, start + k, 8) * weight + load(A, k, 8))
+            store(A, k, zero)
 
 
 @_compiled

@@ -28,7 +28,7 @@ import numpy as np
 
 from probnets.coding.rangeloops import advance_one, encode_one, peek_one
 
-from .anchor import accumulate, normal_equations, predict, solve
+from .anchor import accumulate, normal_equations, pass_on, predict, solve
 from .mixture import find_value, lower_quantile, set_mixture
 from .network import OUTPUTS, Network, adapt, gradient, run_network
 from .tables import Int, Tables
@@ -224,13 +224,11 @@ def run_plane(
             for i in range(1, MARGIN + 1):
                 _put(buffers, start - i, start - stride)
         for block in range(blocks):
-            for i in range(size):
-                A[i] = 0.0
             begin, end = block * BLOCK, min(block * BLOCK + BLOCK, width)
             for column in range(begin, end):
                 o = start + column
                 if (column - begin) % fit.period == 0:
-                    normal_equations(M, V, block, A, size, column - begin)
+                    normal_equations(M, V, block, A, n, line, column - begin)
                     solve(M, F, w, n, line, fit.ridge)
 
                 base = np.int64(planes[o - 1]) + np.int64(planes[o - stride])  # in half levels
@@ -324,9 +322,7 @@ def run_plane(
                 accumulate(A, z, n, line, weight * weight)
                 pixel += 1
 
-            v = (block + 1) * size
-            for i in range(size):
-                V[v + i] = V[v + i] * fit.decay + A[i]
+            pass_on(V, block, A, n, line, fit.decay)
         for i in range(MARGIN):  # the right margin repeats the last pixel
             _put(buffers, start + width + i, start + width - 1)
 
