@@ -3,6 +3,7 @@ r"""Probabilities from integer parameters, the same on every machine."""
 __all__ = [
     "OCTAVE",
     "integer_exp2",
+    "integer_log2",
     "integer_logistic",
     "integer_softmax",
     "log2_binomials",
@@ -139,7 +140,7 @@ def log2_binomials(n: int) -> np.ndarray:
         >>> (log2_binomials(4) >> 20).tolist()
         [0, 2, 2, 2, 0]
     """
-    table = np.array([_log2(math.comb(n, x)) for x in range(n + 1)], dtype=np.int64)
+    table = np.array([integer_log2(math.comb(n, x)) for x in range(n + 1)], dtype=np.int64)
     table.setflags(write=False)
     return table
 
@@ -166,8 +167,14 @@ def _roots() -> np.ndarray:
     return np.array(table, dtype=np.int64)
 
 
-def _log2(number: int) -> int:
-    r"""Computes the logarithm digit by digit: a square has twice the logarithm."""
+def integer_log2(number: int) -> int:
+    r"""Computes :math:`2^{OCTAVE} \log_2 n`, rounded down, of a positive integer.
+
+    It goes digit by digit: a square has twice the logarithm.
+
+    Arguments:
+        number: The integer :math:`n`.
+    """
     result = number.bit_length() - 1
     mantissa = (number << 96) >> result  # in [1, 2)
     for _ in range(OCTAVE):

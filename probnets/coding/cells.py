@@ -1,6 +1,6 @@
 r"""Cells: the parts of an image that are coded apart, for threads and for random access."""
 
-__all__ = ["Region", "cells", "each", "overlap", "touches"]
+__all__ = ["Region", "cell_count", "cells", "each", "overlap", "touches"]
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +20,8 @@ T = TypeVar("T")
 def cells(height: int, width: int) -> list[Region]:
     r"""Cuts an image into cells that are coded apart, for threads and for random access.
 
-    A cell has about :math:`2^{18}` pixels, so that memory is bounded whatever the image. What
-    it costs to start anew is about half a percent of a cell.
+    A cell has about :math:`2^{18}` pixels and at most :math:`2^{20}`, so that what coding needs
+    beside the image is bounded.
 
     Arguments:
         height: The height of the image.
@@ -34,13 +34,30 @@ def cells(height: int, width: int) -> list[Region]:
         >>> cells(540, 860)
         [(slice(0, 270, None), slice(0, 860, None)), (slice(270, 540, None), slice(0, 860, None))]
     """
-    across = -(-width // _COLUMNS)
-    down = min(max(round(height * -(-width // across) / _PIXELS), 1), max(height // _ROWS, 1))
+    down, across = _grid(height, width)
     rows, columns = (
         [slice(a, b) for a, b in pairwise(size * i // parts for i in range(parts + 1))]
         for size, parts in ((height, down), (width, across))
     )
     return [(row, column) for row in rows for column in columns]
+
+
+def cell_count(height: int, width: int) -> int:
+    r"""Returns the number of cells without listing them.
+
+    Arguments:
+        height: The height of the image.
+        width: Its width.
+    """
+    down, across = _grid(height, width)
+    return down * across
+
+
+def _grid(height: int, width: int) -> tuple[int, int]:
+    r"""Returns the number of cells down and across an image."""
+    across = -(-width // _COLUMNS)
+    down = (2 * height * -(-width // across) + _PIXELS) // (2 * _PIXELS)  # rounded
+    return min(max(down, 1), max(height // _ROWS, 1)), across
 
 
 def touches(cell: Region, region: Region) -> bool:

@@ -108,7 +108,7 @@ def decompress(
         region: The rows and columns that are wanted, as slices of step 1. Of photographs only
             the cells that these touch are decoded, of about 2^18 pixels each. By default all.
         limit: The largest number of numbers in an image that is accepted, a guard against
-            forged streams. By default 2^16 for each byte of the stream, or 2^24 if that is more.
+            forged streams. By default 2^16 for each byte of the stream, or 2^28 if that is more.
         workers: The number of threads. By default as many as PyTorch uses.
 
     Returns:

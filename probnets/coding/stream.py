@@ -85,8 +85,7 @@ def open_stream(blob: bytes, *, limit: int | None = None) -> tuple[Header, "Read
     Arguments:
         blob: The stream.
         limit: The largest size of an image that is accepted. By default it is 2^16 numbers for
-            each byte of the stream, which is more than any image compresses to unless it is
-            black all over, or 2^24 numbers if that is more.
+            each byte of the stream, or 2^28 numbers if that is more, as large images may be blank.
 
     Returns:
         The header, and a reader of the payload.
@@ -122,7 +121,7 @@ def open_stream(blob: bytes, *, limit: int | None = None) -> tuple[Header, "Read
         raise StreamError("expected notes of one image in a stream of version 2, got none")
     if dimensions == 0 or header.size == 0:
         raise StreamError(f"expected an image with pixels, got shape {shape}")
-    limit = max(2**24, len(blob) << 16) if limit is None else limit
+    limit = max(2**28, len(blob) << 16) if limit is None else limit
     if header.size > limit:
         raise StreamError(
             f"expected an image of at most {limit} numbers, got shape {shape}; raise the limit if "
@@ -166,10 +165,14 @@ class Reader:
                 return value
         raise StreamError("expected integers below 2^63; it is damaged")
 
-    def index(self, count: int) -> list[int]:
-        r"""Reads the lengths of so many streams, which the bytes that are left must hold."""
+    def check(self, count: int) -> None:
+        r"""Raises ``StreamError`` unless an index of so many streams could follow."""
         if count > self.left:
             raise StreamError(f"expected an index of {count} streams, got {self.left} bytes")
+
+    def index(self, count: int) -> list[int]:
+        r"""Reads the lengths of so many streams, which the bytes that are left must hold."""
+        self.check(count)
         lengths = [self.varint() for _ in range(count)]
         if sum(lengths) > self.left:
             raise StreamError(f"expected {sum(lengths)} more bytes, got {self.left}")

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from .cells import Region, cells, each, overlap, touches
+from .cells import Region, cell_count, cells, each, overlap, touches
 from .errors import StreamError, unsound_stream
 from .images import group_widths, join_planes, split_planes
 from .rangeloops import (
@@ -177,9 +177,11 @@ def _read(
 ) -> tuple[list[_Part], list[bytes]]:
     r"""Takes a payload apart."""
     try:
-        parts = _parts(shape, dtype)
+        groups = group_widths(shape, dtype)
     except (TypeError, ValueError) as error:
         raise StreamError(f"expected an image: {error}") from None
+    reader.check(cell_count(shape[0], shape[1]) * len(groups))
+    parts = _parts(shape, dtype)
     streams = [reader.take(n) for n in reader.index(len(parts))]
     reader.end()
     return parts, streams

@@ -5,7 +5,7 @@ __all__ = ["image_residuals", "restore_image"]
 import numpy as np
 
 from .photographs.kernel import Fit
-from .photographs.planes import colour_planes, residuals, restore
+from .photographs.planes import colour_planes, plane_colours, residuals, restore
 from .photographs.stages import Places
 
 # Streams depend on all that follows. Pixels are given by row and column relative to one.
@@ -88,10 +88,8 @@ def restore_image(rest: np.ndarray, *, top: int = 255) -> np.ndarray:
     """
     _check(rest)
     planes = restore(_PLACES, np.moveaxis(rest, 2, 0).astype(np.int32), top=top, fit=_FIT)
-    if len(planes) == 3:
-        green, red, blue = planes
-        planes = np.stack([red + green, green, blue + green])
-    return np.ascontiguousarray(np.moveaxis(planes, 0, 2), dtype=np.uint8)
+    colours = plane_colours(planes) if len(planes) == 3 else planes[0][..., None]
+    return colours.astype(np.uint8)
 
 
 def _check(planes: np.ndarray) -> None:

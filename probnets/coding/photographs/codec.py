@@ -7,19 +7,26 @@ __all__ = [
     "photograph_parts",
 ]
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from probnets.coding.cells import Region, cells, each, overlap, touches
+from probnets.coding.cells import Region, cell_count, cells, each, overlap, touches
 from probnets.coding.errors import StreamError
 from probnets.coding.stream import Reader, index, varint
 
-from .levels import pack_levels, unpack_levels, used_levels
+from .levels import Levels, unpack_levels, used_levels
 from .model import Mode, PhotographModel
-from .planes import colour_planes, decode_planes, encode_planes, measure_planes
+from .planes import (
+    colour_planes,
+    decode_planes,
+    encode_planes,
+    measure_planes,
+    plane_colours,
+)
 from .repeats import enlarge, repetition
 
 _SLOW, _LEVELS, _REPEATED = 1, 2, 4  # flags of the first byte
@@ -54,12 +61,16 @@ def encode_photograph(
 
     def encode(part: tuple[_Group, Region]) -> bytes:
         group, (rows, columns) = part
-        return encode_planes(
-            model, _planes(channels[rows, columns], group), top=group.top, mode=mode
+        own = channels[rows, columns, group.first : group.first + group.width]
+        stream = encode_planes(model, _planes(own), top=group.top, mode=mode)
+        return (
+            stream
+            if len(stream) < own.nbytes
+            else own.astype(own.dtype.newbyteorder("<")).tobytes()
         )
 
     streams = each(encode, parts, workers)
-    return _head(mode, factors, levels, array.dtype) + index(streams) + b"".join(streams)
+    return _head(mode, factors, levels) + index(streams) + b"".join(streams)
 
 
 def decode_photograph(
@@ -103,8 +114,12 @@ def decode_photograph(
     def decode(part: tuple[_Group, Region, bytes]) -> None:
         group, cell, stream = part
         size = group.width, cell[0].stop - cell[0].start, cell[1].stop - cell[1].start
-        planes = decode_planes(model, stream, size, top=group.top, mode=head.mode)
-        values = _channels(planes, group, levels)
+        if len(stream) == np.prod(size) * dtype.itemsize:  # stored as it is
+            own = np.frombuffer(stream, _raw(dtype)).reshape(*size[1:], size[0])
+        else:
+            planes = decode_planes(model, stream, size, top=group.top, mode=head.mode)
+            own = _channels_of(planes)
+        values = _levelled(own, group, levels)
         here, there = overlap(cell, region)
         result[(*there, slice(group.first, group.first + group.width))] = values[here]
 
@@ -156,8 +171,10 @@ def photograph_lengths(
 
     def measure(part: tuple[_Group, Region]) -> None:
         group, (rows, columns) = part
-        planes = _planes(channels[rows, columns], group)
-        bits = measure_planes(model, planes, top=group.top, mode=mode)
+        numbers = channels[rows, columns, group.first : group.first + group.width]
+        bits = measure_planes(model, _planes(numbers), top=group.top, mode=mode)
+        if bits.sum(dtype=np.float64) >= 8 * numbers.nbytes:  # stored as it is
+            bits[...] = 8 * numbers.itemsize
         order = (1, 0, 2) if group.width == 3 else (0,)
         for plane, channel in enumerate(order):
             own[rows, columns, group.first + channel] = bits[plane]
@@ -171,15 +188,19 @@ def photograph_lengths(
 
 
 def _channel_count(shape: Sequence[int], dtype: np.dtype) -> int:
-    channels = 1 if len(shape) == 2 else shape[2]
-    if len(shape) not in (2, 3) or not 1 <= channels <= 4:
+    if len(shape) not in (2, 3) or not 1 <= math.prod(shape[2:]) <= 4:
         raise StreamError(f"expected an image, got {dtype} with shape {tuple(shape)}")
-    return channels
+    return math.prod(shape[2:])
 
 
 def _values(dtype: np.dtype) -> int:
     r"""Returns the number of levels of a dtype."""
     return 2 if dtype == np.bool_ else 1 << 8 * dtype.itemsize
+
+
+def _raw(dtype: np.dtype) -> np.dtype:
+    r"""Returns the dtype of numbers that are stored as they are."""
+    return np.dtype(np.uint8) if dtype == np.bool_ else dtype.newbyteorder("<")
 
 
 def _single(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -190,24 +211,24 @@ def _single(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     return channels[:: factors[0], :: factors[1]], factors
 
 
-def _number(channels: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[np.ndarray | None]]:
+def _number(channels: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[Levels | None]]:
     r"""Numbers the used levels of each channel, where it pays."""
-    values = _values(dtype)
-    levels = [used_levels(channels[..., c], values) for c in range(channels.shape[2])]
+    count = _values(dtype)
+    levels = [used_levels(channels[..., c], count) for c in range(channels.shape[2])]
     if all(level is None for level in levels):
         return channels, levels
     channels = channels.copy()
     for c, level in enumerate(levels):
         if level is not None:
-            numbers = np.zeros(values, channels.dtype)
-            numbers[level] = np.arange(len(level))
+            numbers = np.zeros(count, channels.dtype)
+            numbers[level.values] = np.arange(len(level.values))
             channels[..., c] = numbers[channels[..., c]]
     return channels, levels
 
 
-def _groups(dtype: np.dtype, levels: Sequence[np.ndarray | None]) -> list[_Group]:
+def _groups(dtype: np.dtype, levels: Sequence[Levels | None]) -> list[_Group]:
     count = len(levels)
-    most = [_values(dtype) - 1 if level is None else len(level) - 1 for level in levels]
+    most = [_values(dtype) - 1 if level is None else len(level.values) - 1 for level in levels]
     widths = [3] + [1] * (count - 3) if count >= 3 else [1] * count
     starts = [0, *range(3, count)] if count >= 3 else list(range(count))
     return [
@@ -220,25 +241,28 @@ def _parts(groups: Sequence[_Group], shape: Sequence[int]) -> list[tuple[_Group,
     return [(group, cell) for cell in cells(shape[0], shape[1]) for group in groups]
 
 
-def _planes(channels: np.ndarray, group: _Group) -> np.ndarray:
-    r"""Returns the planes of a group, with shape (P, H, W)."""
-    own = channels[..., group.first : group.first + group.width]
-    return colour_planes(own) if group.width == 3 else own[None, ..., 0].astype(np.int32)
+def _planes(channels: np.ndarray) -> np.ndarray:
+    r"""Returns the planes of the channels of a group, with shape (P, H, W)."""
+    if channels.shape[2] == 3:
+        return colour_planes(channels)
+    return channels[None, ..., 0].astype(np.int32)
 
 
-def _channels(
-    planes: np.ndarray, group: _Group, levels: Sequence[np.ndarray | None]
-) -> np.ndarray:
-    r"""Returns the channels of planes, with shape (H, W, P), in the levels of the image."""
-    if group.width == 3:
-        green, red, blue = planes
-        planes = np.stack([red + green, green, blue + green])
-    channels = []
-    for plane, level in zip(planes, levels[group.first :], strict=False):
-        if level is not None and plane.max() >= len(level):
+def _channels_of(planes: np.ndarray) -> np.ndarray:
+    r"""Returns the channels of the planes of a group, with shape (H, W, P)."""
+    return plane_colours(planes) if len(planes) == 3 else planes[0][..., None]
+
+
+def _levelled(channels: np.ndarray, group: _Group, levels: Sequence[Levels | None]) -> np.ndarray:
+    r"""Returns the levels of the image that the channels of a group number."""
+    if channels.max() > group.top:
+        raise StreamError(f"expected values up to {group.top}, got {channels.max()}")
+    result = []
+    for channel, level in zip(np.moveaxis(channels, 2, 0), levels[group.first :], strict=False):
+        if level is not None and channel.max() >= len(level.values):
             raise StreamError("expected levels of the image, got others; it is damaged")
-        channels.append(plane if level is None else level[plane])
-    return np.stack(channels, axis=2)
+        result.append(channel if level is None else level.values[channel])
+    return np.stack(result, axis=2)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -250,17 +274,15 @@ class _Head(NamedTuple):
 
     mode: Mode
     factors: tuple[int, int]
-    levels: list[np.ndarray | None]
+    levels: list[Levels | None]
 
 
-def _head(
-    mode: Mode, factors: tuple[int, int], levels: Sequence[np.ndarray | None], dtype: np.dtype
-) -> bytes:
+def _head(mode: Mode, factors: tuple[int, int], levels: Sequence[Levels | None]) -> bytes:
     named, repeated = any(level is not None for level in levels), factors != (1, 1)
     flags = _SLOW * (mode == "slow") | _LEVELS * named | _REPEATED * repeated
     parts = [bytes([flags]), bytes(factors) if repeated else b""]
     for level in levels if named else ():
-        data = b"" if level is None else pack_levels(level)
+        data = b"" if level is None else level.packed
         parts += varint(len(data)), data
     return b"".join(parts)
 
@@ -272,16 +294,24 @@ def _read(
     flags = reader.take(1)[0]
     if flags > (_SLOW | _LEVELS | _REPEATED):
         raise StreamError(f"expected a known kind of payload, got {flags}; it is damaged")
+    count = _channel_count(shape, dtype)
     down, across = reader.take(2) if flags & _REPEATED else (1, 1)
-    if min(down, across) < 1 or (flags & _REPEATED and max(down, across) == 1):
-        raise StreamError(f"expected factors of an enlargement, got {down} and {across}")
-    levels: list[np.ndarray | None] = [None] * _channel_count(shape, dtype)
-    for channel in range(len(levels)) if flags & _LEVELS else ():
-        if size := reader.varint():
-            levels[channel] = unpack_levels(reader.take(size), _values(dtype))
+    sound = 1 <= down <= shape[0] and 1 <= across <= shape[1]
+    if not sound or (flags & _REPEATED and max(down, across) == 1):
+        raise StreamError(
+            f"expected factors of an enlargement to {tuple(shape)}, got {down} and {across}"
+        )
+    size = -(-shape[0] // down), -(-shape[1] // across)
+    levels: list[Levels | None] = [None] * count
+    for channel in range(count) if flags & _LEVELS else ():
+        if length := reader.varint():
+            packed = reader.take(length)
+            levels[channel] = Levels(unpack_levels(packed, _values(dtype)), packed)
     head = _Head("slow" if flags & _SLOW else "fast", (down, across), levels)
 
-    parts = _parts(_groups(dtype, levels), (-(-shape[0] // down), -(-shape[1] // across)))
+    groups = _groups(dtype, levels)
+    reader.check(cell_count(*size) * len(groups))
+    parts = _parts(groups, size)
     streams = [reader.take(n) for n in reader.index(len(parts))]
     reader.end()
     return head, parts, streams

@@ -1,17 +1,40 @@
 r"""Images that use few of their levels: numbering those that are used without gaps."""
 
-__all__ = ["pack_levels", "unpack_levels", "used_levels"]
+__all__ = ["Levels", "pack_levels", "unpack_levels", "used_levels"]
 
-import math
+from typing import NamedTuple
 
+import numba
 import numpy as np
 
+from probnets.circuits.integertables import integer_log2
 from probnets.coding.errors import StreamError
-from probnets.coding.rangecoder import PRECISION, RangeDecoder, RangeEncoder
+from probnets.coding.rangecoder import PRECISION
+from probnets.coding.rangeloops import (
+    advance_one,
+    coder_states,
+    encode_one,
+    finish_one,
+    peek_one,
+    start_decoding_one,
+    start_encoding_one,
+    stream_capacity,
+)
 from probnets.coding.stream import Reader, varint
 
+_ROWS = 1 << 20  # numbers that are counted at once
 
-def used_levels(channel: np.ndarray, values: int) -> np.ndarray | None:
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Levels(NamedTuple):
+    r"""Is the levels that a channel uses, in rising order, and the bytes that name them."""
+
+    values: np.ndarray
+    packed: bytes
+
+
+def used_levels(channel: np.ndarray, count: int) -> Levels | None:
     r"""Finds the levels that a channel uses, if it pays to number them.
 
     It pays if a quarter of the levels between the least and the last are never used, and if
@@ -19,23 +42,28 @@ def used_levels(channel: np.ndarray, values: int) -> np.ndarray | None:
 
     Arguments:
         channel: The channel, unsigned integers with shape :math:`(*)`.
-        values: The number of levels there are.
+        count: The number of levels there are.
 
     Returns:
-        The levels in rising order, or None.
+        The levels, or None.
 
     Example:
-        >>> used_levels(np.tile([3, 9, 250], 500), 256)
+        >>> used_levels(np.tile([3, 9, 250], 500), 256).values
         array([  3,   9, 250])
         >>> used_levels(np.arange(256), 256) is None
         True
     """
-    levels = np.flatnonzero(np.bincount(channel.reshape(-1), minlength=values))
+    flat, used = channel.reshape(-1), np.zeros(count, np.bool_)
+    for start in range(0, flat.size, _ROWS):
+        used[flat[start : start + _ROWS]] = True
+    levels = np.flatnonzero(used)
     span = int(levels[-1]) - int(levels[0]) + 1
     if len(levels) > 1 and 4 * len(levels) > 3 * span:
         return None
-    saving = channel.size * math.log2(max(span, 4) / len(levels)) / 2
-    return levels if saving > 8 * len(pack_levels(levels)) else None
+    packed = pack_levels(levels)
+    unit = integer_log2(2)
+    saving = channel.size * (integer_log2(max(span, 4)) - integer_log2(len(levels)))
+    return Levels(levels, packed) if saving > 16 * len(packed) * unit else None
 
 
 def pack_levels(levels: np.ndarray) -> bytes:
@@ -49,58 +77,57 @@ def pack_levels(levels: np.ndarray) -> bytes:
     """
     first, step = int(levels[0]), int(np.gcd.reduce(np.diff(levels), initial=0)) or 1
     numbers = (levels - first) // step
-    bits = np.zeros(int(numbers[-1]) + 1, np.int64)
+    bits = np.zeros(int(numbers[-1]) + 1, np.uint8)
     bits[numbers] = 1
-    encoder, model = RangeEncoder(), _Bits()
-    for bit in bits[1:-1].tolist():  # the first and the last are used
-        encoder.encode(*model.interval(bit))
-        model.see(bit)
-    return b"".join([varint(first), varint(step), varint(len(bits)), encoder.finish()])
+    state, out = coder_states(1), np.empty((1, stream_capacity(bits.size)), np.uint8)
+    start_encoding_one(state, 0)
+    _bits(bits, state, out[0], out, decoding=False)
+    code = out[0, : finish_one(state, out, 0)].tobytes()
+    return b"".join([varint(first), varint(step), varint(len(bits)), code])
 
 
-def unpack_levels(data: bytes, values: int) -> np.ndarray:
+def unpack_levels(data: bytes, count: int) -> np.ndarray:
     r"""Undoes :func:`pack_levels`.
 
     Arguments:
         data: The bytes.
-        values: The number of levels there are.
+        count: The number of levels there are.
 
     Raises:
         StreamError: If these are not packed levels.
     """
     reader = Reader(data)
-    first, step, count = (reader.varint() for _ in range(3))
-    if step < 1 or count < 1 or first + step * (count - 1) >= values:
+    first, step, size = (reader.varint() for _ in range(3))
+    if step < 1 or size < 1 or first + step * (size - 1) >= count:
         raise StreamError(
-            f"expected levels below {values}, got {count} from {first} by {step}; it is damaged"
+            f"expected levels below {count}, got {size} from {first} by {step}; it is damaged"
         )
-    decoder, model = RangeDecoder(reader.take(reader.left)), _Bits()
-    bits = [1]
-    for _ in range(count - 2):
-        bit = int(decoder.peek() >= model.interval(1)[0])
-        decoder.advance(*model.interval(bit))
-        model.see(bit)
-        bits.append(bit)
-    levels = first + step * np.flatnonzero([*bits, 1][:count])
-    if not decoder.canonical() or pack_levels(levels) != data:
+    code = np.frombuffer(bytearray(reader.take(reader.left)) or bytearray(1), np.uint8)
+    bits, state = np.ones(size, np.uint8), coder_states(1)
+    start_decoding_one(state, code, 0, 0, code.size)
+    _bits(bits, state, code, code[None], decoding=True)
+    levels = first + step * np.flatnonzero(bits)
+    if pack_levels(levels) != data:
         raise StreamError("expected the levels of an image, got others; it is damaged")
     return levels
 
 
-class _Bits:
-    r"""Is an adaptive model of bits given the three before."""
-
-    def __init__(self) -> None:
-        self._counts = [[1, 1] for _ in range(8)]
-        self._before = 7
-
-    def interval(self, bit: int) -> tuple[int, int]:
-        r"""Returns the first quantile of a bit, and their number."""
-        zeros, ones = self._counts[self._before]
+@_compiled
+def _bits(
+    bits: np.ndarray, state: np.ndarray, data: np.ndarray, out: np.ndarray, *, decoding: bool
+) -> None:
+    r"""Codes bits given the three before. The first and the last are known to be ones."""
+    counts, before = np.ones((8, 2), np.int64), 7
+    for n in range(1, bits.size - 1):
+        zeros, ones = counts[before]
         split = (zeros << PRECISION) // (zeros + ones)
-        return (split, (1 << PRECISION) - split) if bit else (0, split)
-
-    def see(self, bit: int) -> None:
-        r"""Counts a bit."""
-        self._counts[self._before][bit] += 1
-        self._before = (self._before << 1 | bit) & 7
+        if decoding:
+            bits[n] = peek_one(state, 0) >= split
+        low = split if bits[n] else 0
+        freq = (1 << PRECISION) - split if bits[n] else split
+        if decoding:
+            advance_one(state, data, 0, low, freq)
+        else:
+            encode_one(state, out, 0, low, freq)
+        counts[before, bits[n]] += 1
+        before = (before << 1 | bits[n]) & 7

@@ -112,7 +112,9 @@ class PhotographModel:
         r"""The first bytes of a hash of all that codes, by which streams name a model."""
         arrays = self._arrays()
         state = digest(*(arrays[name] for name in sorted(arrays)))
-        return hashlib.sha256(f"{self.kind} {self.settings} {state}".encode()).digest()[:4]
+        own = self.settings
+        numbers = (FORMAT, own.ridge, own.decay, *own.periods, *own.rates)
+        return hashlib.sha256(f"{self.kind} {numbers} {state}".encode()).digest()[:4]
 
     def __repr__(self) -> str:
         return (

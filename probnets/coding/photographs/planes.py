@@ -7,6 +7,7 @@ __all__ = [
     "decode_planes",
     "encode_planes",
     "measure_planes",
+    "plane_colours",
     "residuals",
     "restore",
 ]
@@ -61,6 +62,19 @@ def colour_planes(colours: np.ndarray) -> np.ndarray:
     """
     red, green, blue = np.moveaxis(colours.astype(np.int32), 2, 0)
     return np.stack([green, red - green, blue - green])
+
+
+def plane_colours(planes: np.ndarray) -> np.ndarray:
+    r"""Returns red, green and blue, the inverse of :func:`colour_planes`.
+
+    Arguments:
+        planes: The planes, integers with shape :math:`(3, H, W)`.
+
+    Returns:
+        The colours, integers with shape :math:`(H, W, 3)`.
+    """
+    green, red, blue = planes
+    return np.stack([red + green, green, blue + green], axis=2)
 
 
 def encode_planes(

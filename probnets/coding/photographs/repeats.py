@@ -2,9 +2,12 @@ r"""Images that were enlarged by repeating their pixels."""
 
 __all__ = ["enlarge", "repetition"]
 
+import math
+
 import numpy as np
 
 _MOST = 255  # a factor fits a byte
+_NUMBERS = 1 << 20  # that are compared at once, more or less
 
 
 def repetition(array: np.ndarray) -> tuple[int, int]:
@@ -33,15 +36,20 @@ def enlarge(array: np.ndarray, factors: tuple[int, int], size: tuple[int, int]) 
         factors: The factors for rows and columns.
         size: The height and the width of the result, which cut off its last pixels.
     """
-    rows = np.repeat(array, factors[0], axis=0)[: size[0]]
-    return np.repeat(rows, factors[1], axis=1)[:, : size[1]]
+    rows, columns = (np.arange(n) // k for n, k in zip(size, factors, strict=True))
+    return array[rows[:, None], columns]
 
 
 def _factor(array: np.ndarray) -> int:
     r"""Finds the largest number of equal lines in a row that the whole image is made of."""
-    height = len(array)
-    changes = [n for n in range(1, height) if not np.array_equal(array[n], array[n - 1])]
-    if not changes:
+    height, divisor = len(array), 0
+    step = max(_NUMBERS // array[0].size, 1)
+    for start in range(1, height, step):
+        stop = min(start + step, height)
+        changed = (array[start:stop] != array[start - 1 : stop - 1]).any(axis=(1, 2))
+        divisor = math.gcd(divisor, *(start + np.flatnonzero(changed)).tolist())
+        if divisor == 1:
+            return 1
+    if divisor == 0:
         return min(height, _MOST)
-    factor = int(np.gcd.reduce(changes))
-    return max(k for k in range(1, min(factor, _MOST) + 1) if factor % k == 0)
+    return max(k for k in range(1, min(divisor, _MOST) + 1) if divisor % k == 0)

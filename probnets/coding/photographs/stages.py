@@ -146,34 +146,34 @@ class Stage:
         Arguments:
             rates: The rates at which the two layers adapt. By default the network does not.
         """
-        parts = {name: a.astype(np.float64) for name, a in self._parts.items()}
+        parts = self._parts
         units, outputs = len(parts["bias_0"]), len(parts["bias_1"])
-        second = np.zeros((units, OUTPUTS))
-        second[:, :outputs] = parts["weight_1"].T
-        second_bias, shift = np.zeros(OUTPUTS), np.zeros(OUTPUTS)
-        second_bias[:outputs] = parts["bias_1"] + np.floor(2.0 ** (parts["shift_1"] - 1))
+        first_shift, shift = parts["shift_0"], np.zeros(OUTPUTS, np.int64)
         shift[:outputs] = parts["shift_1"]
+        second, second_bias = np.zeros((units, OUTPUTS)), np.zeros(OUTPUTS)
+        second[:, :outputs] = parts["weight_1"].T
+        second_bias[:outputs] = parts["bias_1"] + (1 << parts["shift_1"] >> 1)
         arrays = {
             "first": parts["weight_0"].T.ravel(),
-            "first_bias": parts["bias_0"] + np.floor(2.0 ** (parts["shift_0"] - 1)),
-            "first_scale": 2.0 ** -parts["shift_0"],
+            "first_bias": parts["bias_0"] + (1 << first_shift >> 1),
+            "first_scale": np.ldexp(1.0, -first_shift),
             "second": second.ravel(),
             "second_bias": second_bias,
-            "second_scale": 2.0**-shift,
+            "second_scale": np.ldexp(1.0, -shift),
         }
         names = ("turned", "rates", "lift", "back", "ahead", "second_rates")
         adaptive: dict[str, np.ndarray] = dict.fromkeys(names, np.zeros(0))
         if rates is not None:
             # Integers per unit of real weights, if a hidden unit is real in sixty-fourths.
-            per_unit = 2.0 ** (parts["shift_0"] + FRACTION_BITS)
+            per_unit = np.ldexp(1.0, first_shift + FRACTION_BITS)
             own = np.zeros(OUTPUTS)
             own[:outputs] = 1.0
             adaptive = {
                 "turned": second.T.ravel(),
                 "rates": np.append(rates[0] / self.deviations.astype(np.float64) ** 2, rates[0]),
                 "lift": per_unit,
-                "back": own * 2.0**-shift,
-                "ahead": own * rates[1] * 2.0 ** (shift - FRACTION_BITS),
+                "back": own * np.ldexp(1.0, -shift),
+                "ahead": own * rates[1] * np.ldexp(1.0, shift - FRACTION_BITS),
                 "second_rates": own * 2.0 ** (2 * FRACTION_BITS),
             }
         whole = {k: np.ascontiguousarray(v, np.float32) for k, v in {**arrays, **adaptive}.items()}
