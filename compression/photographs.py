@@ -79,7 +79,7 @@ def _photographs(
     checkpoint: Path,
 ) -> PhotographModel:
     settings = TrainingSettings(
-        units=args.units or 64, samples=args.samples, steps=args.steps, seed=args.seed
+        units=args.units or 96, samples=args.samples, steps=args.steps, seed=args.seed
     )
     model, result = train_photographs(
         train, validation=valid, settings=settings, checkpoint=checkpoint
@@ -131,7 +131,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder of photographs")
     parser.add_argument("--out", type=Path, help="the model to write")
     parser.add_argument("--kind", choices=["photographs", "tree"], default="photographs")
-    parser.add_argument("--units", type=int, help="hidden units (64), or those of the tree (32)")
+    parser.add_argument("--units", type=int, help="hidden units (96), or those of the tree (32)")
     parser.add_argument("--samples", type=int, default=2_000_000, help="pixels to learn from")
     parser.add_argument("--steps", type=int, default=9000, help="steps for each of three planes")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of the tree")

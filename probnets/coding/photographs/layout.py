@@ -1,4 +1,4 @@
-r"""Where the shipped model of photographs looks."""
+r"""Where models of photographs look, if they are trained here."""
 
 __all__ = ["PLACES"]
 

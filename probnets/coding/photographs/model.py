@@ -159,7 +159,7 @@ class PhotographModel:
                 "a newer probnets may read it"
             )
         try:
-            told = facts["settings"]
+            told = dict(facts["settings"])
             pairs = (tuple(told.pop(name)) for name in ("periods", "rates"))
             settings = Settings(told.pop("ridge"), told.pop("decay"), *pairs)
             if told:

@@ -103,8 +103,12 @@ class Stage:
                 f"expected hidden units in {UNITS}s and up to {OUTPUTS} outputs, "
                 f"got {units} and {net.out_features}"
             )
-        if self.deviations.shape != (inputs,) or self.deviations.min() < 1:
-            raise ValueError(f"expected {inputs} positive deviations")
+        found = self.deviations
+        if found.dtype != np.int16 or found.shape != (inputs,) or found.min() < 1:
+            raise ValueError(
+                f"expected {inputs} positive deviations of int16, got {found.dtype} with shape "
+                f"{found.shape}"
+            )
         if (largest := self._largest_sum()) >= 2**SUM_BITS:
             raise ValueError(f"expected sums below 2^{SUM_BITS}, got {largest}")
 

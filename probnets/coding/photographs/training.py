@@ -44,10 +44,10 @@ class TrainingSettings:
         seed: The seed of all that is random.
     """
 
-    units: int = 64
+    units: int = 96
     components: int = 4
     samples: int = 2_000_000
-    steps: int = 12_000
+    steps: int = 9000
     batch_size: int = 8192
     rate: float = 6e-3
     seed: int = 0
@@ -114,7 +114,7 @@ def train_photographs(
     settings, coding = settings or TrainingSettings(), coding or Settings()
     pictures = [_photograph(img) for img in images]
     held = [_photograph(img) for img in validation or ()]
-    if not pictures:
+    if not pictures or (validation is not None and not held):
         raise ValueError("expected one photograph or more, got none")
     if validation is None:
         held = pictures[::10]
@@ -243,7 +243,8 @@ class _Job:
         self.done = dict.fromkeys(range(len(PLACES)), 0)
         if self.checkpoint is not None and self.checkpoint.exists():
             self.saved, facts = read(self.checkpoint)
-            if facts.get("what") != "photograph training" or facts.get("digest") != digest:
+            own = isinstance(facts, dict) and facts.get("what") == "photograph training"
+            if not own or facts.get("digest") != digest:
                 raise ValueError(
                     f"expected a checkpoint of this training at {self.checkpoint}, got another; "
                     "remove it, or train with its images and settings"
