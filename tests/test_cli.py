@@ -174,6 +174,20 @@ def test_demo_notices(run, monkeypatch):
     assert cli.main(["demo"]) == 1
 
 
+def test_demo_figures_are_png(run, folder):
+    _, (line,) = run("demo", "--figure", "figure.jpg", code=1)
+
+    assert "expected a name in .png for a figure, got figure.jpg" in line
+
+
+@pytest.mark.parametrize("command", ["heatmap", "demo"])
+def test_help_tells_of_matplotlib(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+
+    assert "pip install 'probnets[plots]'" in " ".join(capsys.readouterr().out.split())
+
+
 def test_demo_without_matplotlib(run, folder, monkeypatch):
     monkeypatch.setattr(cli, "pictures", lambda: {"noise": noise(20, 20)})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -16,8 +16,9 @@ from PIL import Image
 from probnets import compress, compress_batch, decompress
 from probnets.cli import commands
 from probnets.cli import compression as cli
-from probnets.cli.formats import jpegxl_bytes, png_bytes, read_image, webp_bytes
+from probnets.cli.formats import jpegxl_bytes, png_bytes, png_notes, read_image, webp_bytes
 from probnets.coding import Notes, read_notes
+from probnets.coding.images import array_and_notes
 
 TILES = Path(cli.__file__).parents[1] / "assets" / "tiles.safetensors"
 
@@ -566,6 +567,40 @@ def test_all_png_notes_come_back(run, folder):
 
     assert read_notes(Path("a.png.pn").read_bytes()) == notes
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_png_leaves_out_what_it_cannot_hold(run, folder):
+    keys = ("ключ", "k" * 80, " k", "a\nb", "\x80", "Title", "k" * 79, "Größe")
+    notes = Notes(dpi=(1e300, 72.0), text=tuple((key, "t") for key in keys))
+    (folder / "a.pn").write_bytes(compress(noise(4, 5), notes=notes))
+
+    _, (line,) = run("decompress", "a.pn", warnings=1)
+
+    assert line == (
+        "probnets: warning: expected notes that PNG can hold, got more that stay in the stream: "
+        f"dots per inch, text ключ, text {'k' * 60}..., text k, text a b, text (in a.pn)"
+    )
+    _, found = array_and_notes("a.png")
+    assert found == Notes(text=notes.text[5:])
+    assert read_notes(Path("a.pn").read_bytes()) == notes
+
+
+@pytest.mark.parametrize("dpi", [5e-324, 0.0254, (2**31 - 1) * 0.0254, 1e308])
+def test_png_holds_whole_dots_per_metre(dpi):
+    notes, others = png_notes(Notes(dpi=(dpi, dpi)))
+    content = png_bytes(noise(4, 5), notes)
+
+    assert content is not None
+    assert (b"pHYs" in content) == (not others)
+    assert bool(others) == (dpi in (5e-324, 1e308, (2**31 - 1) * 0.0254))
+
+
+def test_72_dots_per_inch(run, folder):
+    (folder / "a.pn").write_bytes(compress(noise(4, 5), notes=Notes(dpi=(72.0, 72.0))))
+
+    run("decompress", "a.pn")
+
+    assert array_and_notes("a.png")[1].dpi == pytest.approx((72.009, 72.009))
 
 
 def test_arrays_hold_no_notes(run, folder):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cli_cases import exif, files, noise, runner, save
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from probnets.cli import heatmap as cli
 from probnets.cli.heatmap import heatmap, upright
@@ -48,6 +49,30 @@ def test_nothing_is_overwritten(run, folder):
     _, (line,) = run("heatmap", "a.png", "-o", "map.png", code=1)
     assert "expected no file at map.png" in line
     run("heatmap", "a.png", "-o", "map.png", "--force")
+
+
+@pytest.mark.parametrize("name", ["map.jpg", "map"])
+def test_figures_are_png(run, folder, name):
+    save("a.png", noise(4, 5))
+
+    _, (line,) = run("heatmap", "a.png", "-o", name, code=1)
+
+    assert f"expected a name in .png for a figure, got {name}; it is drawn as PNG" in line
+    assert files(folder) == ["a.png"]
+
+
+def test_says_nothing_of_what_streams_lose(run, folder):
+    img = Image.fromarray(noise(4, 5)).convert("P")
+    img.save("a.png", pnginfo=private())
+
+    run("heatmap", "a.png", "-o", "map.png")
+    run("compress", "a.png", warnings=2)
+
+
+def private():
+    chunks = PngInfo()
+    chunks.add(b"caBX", b"claims")
+    return chunks
 
 
 def test_without_matplotlib(folder, capsys, monkeypatch):

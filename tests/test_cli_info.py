@@ -44,12 +44,13 @@ def test_info_on_streams(run, folder, small):
     assert facts["what"] == "image, a stream of version 1"
     assert facts["shape"] == "(9, 10)"
     assert facts["dtype"] == "uint16"
-    assert facts["model"] == f"{pretrained().digest.hex()}, shipped with probnets"
+    assert facts["model"] == f"{pretrained().digest.hex()}, of photographs, shipped with probnets"
     assert facts["bytes"] == f"{len(blob)} of 180"
     assert out.endswith(f"  bits per subpixel   {8 * len(blob) / 90:.4f}\n")
 
     assert facts["mode"] == "fast"
     assert facts["payload"] == f"{len(blob) - 15} bytes"
+    assert facts["parts"] == "1 that decode on their own"
 
     out, _ = run("info", "b.pn")
     assert "batch, a stream of version 1" in out
@@ -82,6 +83,21 @@ def test_info_on_notes(run, folder, version):
     assert "sRGB intent         1" in facts
     assert "dots per inch       300 x 150.5" in facts
     assert "texts               Author, Two lines" in facts
+
+
+def test_info_prints_no_escapes(run, folder):
+    notes = Notes(
+        profile=profile("\x1b[31mred" + "long" * 99),
+        text=(("\x1b]0;title\7", "A"), ("k" * 999, "B"), *((f"key{n}", "C") for n in range(4000))),
+    )
+    (folder / "a.pn").write_bytes(compress(noise(9, 10), notes=notes))
+
+    out, _ = run("info", "a.pn")
+
+    assert out.replace("\n", "").isprintable()
+    assert f"colour profile      [31mred{'long' * 13}l..., {len(notes.profile)} bytes" in out
+    assert f"texts               ]0;title, {'k' * 60}..., key0, " in out
+    assert ", key17 and 3,982 more\n" in out
 
 
 def test_info_on_models(run, small):

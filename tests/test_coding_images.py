@@ -1,6 +1,7 @@
 r"""Tests for the probnets.coding.images module."""
 
 import zlib
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -382,11 +383,24 @@ def test_rejects_shapes(shape, message):
         group_widths(shape, np.uint8)
 
 
-def test_rejects_other_objects():
+def test_rejects_other_objects(tmp_path):
     with pytest.raises(TypeError, match=r"a PIL image or a path, got list"):
         as_array([[1, 2], [3, 4]])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(FileNotFoundError, match=r"no-such\.png"):
-        as_array("no-such.png")
+    for take in (as_array, array_and_notes):
+        for path in ("no-such.png", Path("no-such.png")):
+            with pytest.raises(FileNotFoundError, match=r"expected an image at no-such\.png"):
+                take(path)
+        with pytest.raises(FileNotFoundError, match=r"expected an image at .*, got no file"):
+            take(tmp_path)
+
+
+@pytest.mark.parametrize("mask", [np.ma.nomask, [[True, False]]], ids=str)
+def test_rejects_masks(mask):
+    img = np.ma.array(np.zeros((1, 2), dtype=np.uint8), mask=mask)
+
+    with pytest.raises(TypeError, match=r"without a mask, got a masked one; fill it with"):
+        as_array(img)
+    assert as_array(img.filled(0)).shape == as_array(img.data).shape == (1, 2)
 
 
 def test_join_rejects_other_groups():

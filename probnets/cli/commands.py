@@ -17,11 +17,13 @@ from probnets.coding.compression import Mode
 
 from .compression import run_compress, run_decompress
 from .demo import HEADER, demonstrate, figure, pictures
-from .heatmap import run_heatmap
+from .heatmap import check_figure, run_heatmap
 from .imagesets import ImageSet
 from .information import run_info
 from .jobs import Writer, writing
 from .words import complain, interrupted, say, spoken_warnings
+
+PLOTS = "; it needs pip install 'probnets[plots]'"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +89,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.figure:
+        check_figure(args.figure)
     start = time.perf_counter()
     decompress(compress(np.zeros((17, 17), dtype=np.uint8)))
     say(f"compiled loops loaded in {time.perf_counter() - start:.1f} s, not counted below")
@@ -137,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     info = command("info", run_info, "tell what a stream or a model holds")
     info.add_argument("file", metavar="FILE", type=Path)
 
-    heat = command("heatmap", run_heatmap, "draw where in a photograph the bits go")
+    heat = command("heatmap", run_heatmap, f"draw where in a photograph the bits go{PLOTS}")
     heat.add_argument("file", metavar="PHOTO", type=Path)
     heat.add_argument("-o", dest="out", type=Path, required=True, help="the PNG to draw")
     for one in (pack, unpack, heat):
@@ -162,5 +166,5 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue from the checkpoint")
 
     demo = command("demo", _demo, "compress and restore the images that ship with probnets")
-    demo.add_argument("--figure", type=Path, metavar="FILE", help="a PNG to draw")
+    demo.add_argument("--figure", type=Path, metavar="FILE", help=f"a PNG to draw{PLOTS}")
     return parser

@@ -22,12 +22,13 @@ from probnets.coding.stream import Header, open_stream
 from probnets.data import image_folder
 from probnets.data.folders import SUFFIXES
 
-from .formats import npy_bytes, png_bytes, read_noted
+from .formats import npy_bytes, png_bytes, png_notes, read_noted
 from .jobs import Job, Writer, list_jobs
 from .parallel import each, processors
 from .words import complain, say, sizes, warn
 
 SUFFIX = ".pn"
+SHOWN = 10  # notes that a warning names
 CHEAP = 1 << 24  # numbers of an image that is written as PNG only to compare
 
 
@@ -76,7 +77,13 @@ def run_compress(args: argparse.Namespace) -> int:
 
 
 def run_decompress(args: argparse.Namespace) -> int:
-    r"""Restores images from streams, as PNG with all notes or as ``.npy``."""
+    r"""Restores images from streams, as PNG with the notes that it can hold or as ``.npy``.
+
+    Pixels come back bit for bit, notes as PNG has them: dots per inch are whole dots per metre
+    there, so that 72 come back as 72.009. What PNG cannot hold stays in the stream, with a
+    warning: texts with a long keyword or one beyond Latin-1. See
+    :func:`probnets.coding.read_notes`.
+    """
     model, writer = _model(args), Writer(force=args.force)
     jobs, failed, threads = _jobs(args, _streams)
     workers = _workers(threads)
@@ -101,6 +108,9 @@ def run_decompress(args: argparse.Namespace) -> int:
         content = png_bytes(array, notes) if target.suffix.lower() == ".png" else None
         if content is None and notes:
             warn(f"expected a PNG file to keep notes, got {target}: it holds the pixels alone")
+        elif others := png_notes(notes)[1]:
+            shown = ", ".join(others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+            warn(f"expected notes that PNG can hold, got more that stay in the stream: {shown}")
         writer.write(target, npy_bytes(array) if content is None else content)
         say(f"{target}: {array.dtype} with shape {array.shape}")
         return target

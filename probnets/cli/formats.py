@@ -1,19 +1,32 @@
 r"""Other formats of images, to read from, to restore to and to compare with."""
 
-__all__ = ["jpegxl_bytes", "npy_bytes", "png_bytes", "read_image", "read_noted", "webp_bytes"]
+__all__ = [
+    "jpegxl_bytes",
+    "npy_bytes",
+    "png_bytes",
+    "png_notes",
+    "read_image",
+    "read_noted",
+    "webp_bytes",
+]
 
 import importlib
 import io
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from probnets.coding import Notes
-from probnets.coding.images import array_and_notes
+from probnets.coding.images import array_and_notes, as_array
+from probnets.coding.notes import printable
+
+T = TypeVar("T")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -30,11 +43,11 @@ def read_image(path: str | Path) -> np.ndarray:
         TypeError: If the dtype of an array cannot be coded.
         ValueError: If the file is damaged, or holds no image or one whose pixels would change.
     """
-    return read_noted(path)[0]
+    return _read(path, as_array)
 
 
 def read_noted(path: str | Path) -> tuple[np.ndarray, Notes]:
-    r"""Reads an image and its notes from a file, as :func:`read_image` does.
+    r"""Reads an image and its notes from a file, as :func:`read_image` reads the image.
 
     Arguments:
         path: The path of the file.
@@ -47,14 +60,19 @@ def read_noted(path: str | Path) -> tuple[np.ndarray, Notes]:
         TypeError: If the dtype of an array cannot be coded.
         ValueError: If the file is damaged, or holds no image or one whose pixels would change.
     """
+    return _read(path, array_and_notes)
+
+
+def _read(path: str | Path, take: Callable[[Path | np.ndarray], T]) -> T:
+    r"""Returns what a function takes from the image in a file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected an image at {path}, got no file")
     try:
         if path.suffix.lower() != ".npy":
-            return array_and_notes(path)
+            return take(path)
         with path.open("rb") as file:
-            return array_and_notes(np.load(file, allow_pickle=False))
+            return take(np.load(file, allow_pickle=False))
     except UnidentifiedImageError:
         raise ValueError(f"expected an image in {path}, got a file of no known format") from None
     except Warning:  # where they are errors, they are no damage
@@ -84,7 +102,7 @@ def png_bytes(
 
     Arguments:
         array: The image.
-        notes: What the file shall say beside the pixels.
+        notes: What the file shall say beside the pixels, as far as :func:`png_notes` fits.
         optimize: Whether it is as small as PIL makes it, or what PIL makes by default.
 
     Returns:
@@ -100,7 +118,39 @@ def png_bytes(
     channels = array.shape[2] if array.ndim == 3 else 0
     if channels not in ((0, 2, 3, 4) if array.dtype == np.uint8 else (0,)):
         return None
-    return _saved(array, format="PNG", optimize=optimize, **_png_options(notes or Notes()))
+    options = _png_options(png_notes(notes or Notes())[0])
+    return _saved(array, format="PNG", optimize=optimize, **options)
+
+
+def png_notes(notes: Notes) -> tuple[Notes, list[str]]:
+    r"""Splits notes into those that a PNG file can hold, and names of the others.
+
+    A keyword has 1 to 79 letters of Latin-1 there, and no spaces around it. Dots per inch become
+    whole dots per metre.
+
+    Arguments:
+        notes: The notes.
+
+    Returns:
+        The notes for the file, and what they leave out, each in one short line.
+
+    Example:
+        >>> fitting, others = png_notes(Notes(text=(("Title", "a"), ("ключ", "b"))))
+        >>> fitting.text, others
+        ((('Title', 'a'),), ['text ключ'])
+    """
+    texts = tuple(text for text in notes.text if _is_keyword(text[0]))
+    others = [f"text {printable(key)}" for key, _ in notes.text if not _is_keyword(key)]
+    dpi = notes.dpi
+    if dpi is not None and not all(1 <= x / 0.0254 < 2**31 - 1 for x in dpi):
+        dpi, others = None, ["dots per inch", *others]
+    return replace(notes, text=texts, dpi=dpi), others
+
+
+def _is_keyword(key: str) -> bool:
+    kept = key.encode("latin-1", "ignore").decode("latin-1")
+    letters = all(" " <= c <= "~" or c > "\xa0" for c in key)
+    return key == kept.strip(" ") and len(key) <= 79 and letters
 
 
 def _png_options(notes: Notes) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 r"""The command ``heatmap``: where in a photograph the bits go."""
 
-__all__ = ["heatmap", "run_heatmap", "upright"]
+__all__ = ["check_figure", "heatmap", "run_heatmap", "upright"]
 
 import argparse
 import io
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from probnets.coding import code_lengths
+from probnets.coding import ImageWarning, code_lengths
 from probnets.coding.models import load_model
 
 from .formats import read_noted
@@ -31,15 +33,24 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientations
 def run_heatmap(args: argparse.Namespace) -> int:
     r"""Draws a photograph beside the bits that each of its pixels takes."""
     writer, source = Writer(force=args.force), args.file
+    check_figure(args.out)
     writer.claim(args.out, source)
     _figure_class()  # before the work, which takes a while
-    image, notes = read_noted(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # of what a stream would not keep
+        image, notes = read_noted(source)
     model = None if args.model is None else load_model(args.model)
     lengths = code_lengths(image, model, mode=args.mode)
     turned = (upright(array, notes.orientation) for array in (image, lengths))
     writer.write(args.out, heatmap(*turned, title=source.name))
     say(f"{args.out}: {_totals(lengths)}")
     return 0
+
+
+def check_figure(path: Path) -> None:
+    r"""Raises unless the name of a figure says that it is a PNG file."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"expected a name in .png for a figure, got {path}; it is drawn as PNG")
 
 
 def heatmap(image: np.ndarray, lengths: np.ndarray, *, title: str = "") -> bytes:

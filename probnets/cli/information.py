@@ -7,7 +7,7 @@ from pathlib import Path
 
 from probnets.coding import Notes
 from probnets.coding.models import load_model, shipped_model
-from probnets.coding.notes import unpack_notes
+from probnets.coding.notes import printable, unpack_notes
 from probnets.coding.photographs.codec import photograph_parts
 from probnets.coding.photographs.model import PhotographModel
 from probnets.coding.stream import MAGIC, Header, Reader, open_stream
@@ -15,6 +15,8 @@ from probnets.coding.treecodec import tree_parts
 from probnets.coding.trees import TreeModel
 
 from .words import say
+
+SHOWN = 20  # keywords of texts
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -81,7 +83,7 @@ def _note_facts(notes: Notes, size: int) -> dict[str, object]:
         return {}
     facts: dict[str, object] = {"notes": f"{size:,} bytes in the stream"}
     if notes.profile:
-        name = notes.profile_name or "without a name"
+        name = printable(notes.profile_name) or "without a name"
         facts["colour profile"] = f"{name}, {len(notes.profile):,} bytes"
     if notes.exif:
         facts["EXIF"] = f"{len(notes.exif):,} bytes, orientation {notes.orientation}"
@@ -96,7 +98,9 @@ def _note_facts(notes: Notes, size: int) -> dict[str, object]:
     if notes.dpi is not None:
         facts["dots per inch"] = " x ".join(f"{x:g}" for x in notes.dpi)
     if notes.text:
-        facts["texts"] = ", ".join(" ".join(key.split()) for key, _ in notes.text)
+        keys = ", ".join(printable(key) for key, _ in notes.text[:SHOWN])
+        more = len(notes.text) - SHOWN
+        facts["texts"] = f"{keys} and {more:,} more" if more > 0 else keys
     return facts
 
 

@@ -22,7 +22,8 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from .errors import ImageWarning
-from .notes import Notes, notes_of
+from .filenotes import notes_of, unkept
+from .notes import Notes
 
 ImageLike = np.ndarray | Tensor | Image.Image | str | Path
 
@@ -35,13 +36,21 @@ _REMEDIES = {
     "La": "convert it with img.convert('LA')",
     "RGBa": "convert it with img.convert('RGBA')",
 }
+_SHOWN = 10  # things that are not kept, which a warning names
 _GREYS = {"L;2": 85, "L;4": 17}  # what PIL multiplies greys of two and four bits by
 
 
 def as_array(img: ImageLike) -> np.ndarray:
     r"""Returns an image as a contiguous array in the byte order of this machine.
 
-    It is the array of :func:`array_and_notes`, which tells what is taken and what is refused.
+    Arrays and tensors hold truth values, bytes or 16-bit words. Pixels are taken as PIL decodes
+    them, in mode ``1``, ``L``, ``LA``, ``RGB``, ``RGBA`` or ``I;16``. A palette, or a colour that
+    stands for transparency, becomes RGB or RGBA with the very same pixels, and an
+    :class:`ImageWarning` says so. Whatever would change pixels is refused, and the error says
+    how to convert: CMYK and other colour spaces, floats, several frames, masks of NumPy, and
+    files with more bits than PIL keeps.
+
+    The array shares its memory with an array or a tensor on the CPU that needs no change.
 
     Arguments:
         img: An array or a tensor with shape :math:`(H, W)` or :math:`(H, W, C)`, where
@@ -52,6 +61,7 @@ def as_array(img: ImageLike) -> np.ndarray:
         :math:`(H, W, C)`.
 
     Raises:
+        FileNotFoundError: If there is no file at the path.
         TypeError: If the object or its dtype is none of the above.
         ValueError: If the shape is another, or if pixels of the PIL image would be changed.
 
@@ -59,55 +69,20 @@ def as_array(img: ImageLike) -> np.ndarray:
         >>> as_array(torch.zeros(4, 6, 3, dtype=torch.uint8)).shape
         (4, 6, 3)
     """
-    return array_and_notes(img)[0]
-
-
-def array_and_notes(img: ImageLike) -> tuple[np.ndarray, Notes]:
-    r"""Returns an image as a contiguous array, and what its file says beside the pixels.
-
-    Arrays and tensors hold truth values, bytes or 16-bit words. Pixels are taken as PIL decodes
-    them, in mode ``1``, ``L``, ``LA``, ``RGB``, ``RGBA`` or ``I;16``. A palette, or a colour that
-    stands for transparency, becomes RGB or RGBA with the very same pixels, and an
-    :class:`ImageWarning` says so. Whatever would change pixels is refused, and the error says
-    how to convert: CMYK and other colour spaces, floats, several frames, and files with more
-    bits than PIL keeps.
-
-    Notes are kept of the ICC profile, EXIF, XMP, gamma, chromaticities, the rendering intent of
-    sRGB, dots per inch, and texts. Pixels lie as they are stored, and EXIF keeps the tag that
-    tells how to turn them, except that PIL itself turns a TIFF file upright. All else is not
-    kept: how the file was compressed, its thumbnail outside of EXIF, IPTC and Photoshop blocks,
-    the language of texts, private chunks and tags.
-
-    The array shares its memory with an array or a tensor on the CPU that needs no change.
-
-    Arguments:
-        img: The image, as :func:`as_array` takes it.
-
-    Returns:
-        The array, with shape :math:`(H, W)` or :math:`(H, W, C)`, and the notes, empty for
-        arrays and tensors.
-
-    Raises:
-        TypeError: If the object or its dtype cannot be taken.
-        ValueError: If the shape is another, or if pixels of the PIL image would be changed.
-
-    Example:
-        >>> img = Image.new("LA", (6, 4))
-        >>> img.info["dpi"] = (300, 300)
-        >>> array, notes = array_and_notes(img)
-        >>> array.shape, notes.dpi
-        ((4, 6, 2), (300.0, 300.0))
-    """
-    notes = Notes()
     if isinstance(img, str | Path):
-        with Image.open(img) as file:
-            array, notes = _from_pil(file)
-    elif isinstance(img, Image.Image):
-        array, notes = _from_pil(img)
+        with _opened(img) as file:
+            return as_array(file)
+    if isinstance(img, Image.Image):
+        array = _from_pil(img)
     elif isinstance(img, Tensor):
         if img.dtype not in (torch.bool, torch.uint8, torch.uint16):
             raise _dtype_error(img.dtype, ".to(torch.uint8)", floating=img.is_floating_point())
         array = img.cpu().numpy()
+    elif isinstance(img, np.ma.MaskedArray):
+        raise TypeError(
+            "expected an array without a mask, got a masked one; fill it with img.filled(0), or "
+            "drop the mask with img.data"
+        )
     elif isinstance(img, np.ndarray):
         array = img
     else:
@@ -120,7 +95,50 @@ def array_and_notes(img: ImageLike) -> tuple[np.ndarray, Notes]:
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if array.dtype == np.bool_ and (bytes_ := array.view(np.uint8)).max() > 1:
         array = bytes_ != 0  # as PIL's masks have 255 for true
-    return array, notes
+    return array
+
+
+def array_and_notes(img: ImageLike) -> tuple[np.ndarray, Notes]:
+    r"""Returns the array of :func:`as_array`, and what its file says beside the pixels.
+
+    Notes are kept of the ICC profile, EXIF, XMP, gamma, chromaticities, the rendering intent of
+    sRGB, dots per inch, and texts. Pixels lie as they are stored, and EXIF keeps the tag that
+    tells how to turn them, except that PIL itself turns a TIFF file upright.
+
+    All else is not kept. An :class:`ImageWarning` names what PIL tells of it, such as IPTC and
+    Photoshop blocks, private chunks and tags, and the language of texts, unless it says no more
+    than how the file was stored. A thumbnail outside of EXIF goes without a word.
+
+    Arguments:
+        img: The image, as :func:`as_array` takes it.
+
+    Returns:
+        The array, with shape :math:`(H, W)` or :math:`(H, W, C)`, and the notes, empty for
+        arrays and tensors.
+
+    Raises:
+        FileNotFoundError: If there is no file at the path.
+        TypeError: If the object or its dtype cannot be taken.
+        ValueError: If the shape is another, if pixels of the PIL image would be changed, or if
+            there are too many notes.
+
+    Example:
+        >>> img = Image.new("LA", (6, 4))
+        >>> img.info["dpi"] = (300, 300)
+        >>> array, notes = array_and_notes(img)
+        >>> array.shape, notes.dpi
+        ((4, 6, 2), (300.0, 300.0))
+    """
+    if isinstance(img, str | Path):
+        with _opened(img) as file:
+            return array_and_notes(file)
+    array = as_array(img)
+    if not isinstance(img, Image.Image):
+        return array, Notes()
+    if lost := unkept(img):  # which only a loaded image tells
+        shown = ", ".join(lost[:_SHOWN]) + (", ..." if len(lost) > _SHOWN else "")
+        _warn(f"expected pixels and notes, got more, which is not kept: {shown}")
+    return array, notes_of(img)
 
 
 def group_widths(shape: Sequence[int], dtype: npt.DTypeLike) -> list[int]:
@@ -248,8 +266,14 @@ def _dtype_error(dtype: object, cast: str, *, floating: bool) -> TypeError:
     return TypeError(f"expected dtype bool, uint8 or uint16, got {dtype}; convert with {remedy}")
 
 
-def _from_pil(img: Image.Image) -> tuple[np.ndarray, Notes]:
-    r"""Returns the pixels of a PIL image, exactly, and its notes."""
+def _opened(path: str | Path) -> Image.Image:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected an image at {path}, got no file")
+    return Image.open(path)
+
+
+def _from_pil(img: Image.Image) -> np.ndarray:
+    r"""Returns the pixels of a PIL image, exactly, and loads it."""
     if (frames := getattr(img, "n_frames", 1)) > 1:
         raise ValueError(
             f"expected a single image, got {frames} frames; pick one with img.seek and img.copy()"
@@ -260,13 +284,13 @@ def _from_pil(img: Image.Image) -> tuple[np.ndarray, Notes]:
 
     img.load()  # PIL turns a TIFF here, meets late chunks of a PNG, and may settle on a mode
     _check_mode(img)
-    notes, key = notes_of(img), img.info.get("transparency")
+    key = img.info.get("transparency")
     if img.mode in ("P", "PA"):
-        return np.asarray(_without_palette(img)), notes
+        return np.asarray(_without_palette(img))
     array = np.asarray(img)
     if key is not None and img.mode in ("1", "L", "I;16", "I;16B", "RGB"):
         array = _without_key(array, key, scale)
-    return array, notes
+    return array
 
 
 def _check_mode(img: Image.Image) -> None:

@@ -1,8 +1,8 @@
 r"""What image files say beside their pixels: colour profiles, EXIF and the like.
 
-====== ==========================================================
+====== ===============================================================================
 number note
-====== ==========================================================
+====== ===============================================================================
 1      ICC profile, its bytes
 2      EXIF, its bytes from ``II`` or ``MM`` on
 3      XMP, its bytes
@@ -10,38 +10,35 @@ number note
 5      chromaticities, as PNG has them: multiples of 1/100000 in big-endian words
 6      sRGB rendering intent, a byte
 7      dots per inch, two little-endian doubles
-8      texts: keyword, text, keyword and so on, each with its length before it
-====== ==========================================================
+8      texts: keyword, text, keyword and so on, each with its length before it; no keyword is
+       empty, and there are at most 4,096 texts
+====== ===============================================================================
 
 A note is its number, its length as a variable-length integer and its bytes. They come in this
 order, compressed with zlib. These bytes, unlike those of pixels, may differ between versions of
 zlib, but not in what they decompress to.
 """
 
-__all__ = ["Notes", "notes_of", "pack_notes", "read_notes", "unpack_notes"]
+__all__ = ["Notes", "is_short", "pack_notes", "printable", "read_notes", "unpack_notes"]
 
 import math
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from .errors import StreamError
 from .stream import Reader, open_stream, varint
 
 MOST = 1 << 24  # bytes of all notes of an image, a guard against zlib bombs
+TEXTS = 1 << 12  # texts of an image
 
 _UNIT = 100_000
-_EXIF_HEAD = b"Exif\0\0"
-_XMP_KEY = "XML:com.adobe.xmp"
-_DESCRIPTIVE = (  # tags of a TIFF file that tell of the photograph, not of how it is stored
-    *(ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model),
-    *(ExifTags.Base.Orientation, ExifTags.Base.Software, ExifTags.Base.DateTime),
-    *(ExifTags.Base.Artist, ExifTags.Base.HostComputer, ExifTags.Base.Copyright),
-)
+_LARGEST = (2**32 - 2) / _UNIT
+_SIZES = {4: 4, 5: 32, 6: 1, 7: 16}  # bytes of notes that have a size of their own
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,17 @@ class Notes:
         profile: The ICC profile of its colours.
         exif: EXIF from the byte order mark on, without the `Exif` before it that JPEG has.
         xmp: XMP, an XML document.
-        gamma: The exponent of the PNG chunk ``gAMA``.
-        chromaticity: The eight numbers of the PNG chunk ``cHRM``: white, red, green, blue.
+        gamma: The exponent of the PNG chunk ``gAMA``, which is rounded to five decimals.
+        chromaticity: The eight numbers of the PNG chunk ``cHRM``: white, red, green, blue. They
+            are rounded to five decimals.
         intent: The rendering intent of the PNG chunk ``sRGB``.
         dpi: The dots per inch, horizontal and vertical.
-        text: Keywords and texts.
+        text: Keywords and texts, at most 4,096. No keyword is empty.
 
     Raises:
-        ValueError: If a number is out of range, or if the notes hold more than 16 MiB.
+        TypeError: If something is of another type.
+        ValueError: If a number is out of range, if a keyword is empty, or if the notes hold more
+            than 16 MiB.
 
     Example:
         >>> notes = Notes(gamma=0.45455, text=(("Author", "A. N. Other"),))
@@ -79,21 +79,41 @@ class Notes:
     text: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = (*self.chromaticity, *([] if self.gamma is None else [self.gamma]))
-        if len(self.chromaticity) not in (0, 8) or not all(_is_short(x) for x in numbers):
+        for name in ("profile", "exif", "xmp"):
+            _check(getattr(self, name), bytes, f"{name} as bytes", "pass what its file holds")
+        if self.gamma is not None:
+            object.__setattr__(self, "gamma", *_rounded("gamma", (self.gamma,)))
+        chromaticity = _rounded("chromaticity", self.chromaticity, (0, 8))
+        object.__setattr__(self, "chromaticity", chromaticity)
+        if self.intent is not None:
+            _check(self.intent, int, "intent as an integer", "pass one from 0 to 255, or None")
+            if not 0 <= self.intent < 256:
+                raise ValueError("expected an intent from 0 to 255, got one beyond; pass None")
+        if self.dpi is not None:
+            dpi = _floats("dpi", self.dpi, (2,))
+            if not all(math.isfinite(x) and x > 0 for x in dpi):
+                raise ValueError(
+                    f"expected positive dots per inch, got {dpi}; pass None if they are not known"
+                )
+            object.__setattr__(self, "dpi", dpi)
+        _check_texts(self.text)
+        try:
+            size = sum(map(len, _pieces(self)))
+        except UnicodeEncodeError:
             raise ValueError(
-                "expected gamma and eight chromaticities in [0, 42949], got "
-                f"{self.gamma} and {self.chromaticity}"
+                "expected texts that UTF-8 can hold, got one with half of a surrogate pair; drop "
+                "it with text.encode('utf-8', 'ignore').decode()"
+            ) from None
+        if size > MOST:
+            raise ValueError(
+                f"expected notes of at most {MOST:,} bytes, got {size:,}; keep fewer of them, or "
+                "the pixels alone"
             )
-        if self.intent is not None and not 0 <= self.intent < 256:
-            raise ValueError(f"expected an intent of one byte, got {self.intent}")
-        if self.dpi is not None and not all(math.isfinite(x) and x > 0 for x in self.dpi):
-            raise ValueError(f"expected positive dots per inch, got {self.dpi}")
-        if (size := len(_plain(self))) > MOST:
-            raise ValueError(f"expected notes of at most {MOST:,} bytes, got {size:,}")
 
     def __bool__(self) -> bool:
-        return bool(_plain(self))
+        return any((self.profile, self.exif, self.xmp, self.chromaticity, self.text)) or any(
+            number is not None for number in (self.gamma, self.intent, self.dpi)
+        )
 
     @property
     def orientation(self) -> int:
@@ -111,9 +131,12 @@ def pack_notes(notes: Notes) -> bytes:
 
     Arguments:
         notes: The notes.
+
+    Raises:
+        TypeError: If these are no notes.
     """
-    plain = _plain(notes)
-    return zlib.compress(plain, 9) if plain else b""
+    _check(notes, Notes, "notes as probnets.coding.Notes", "pass Notes(...), or None")
+    return zlib.compress(b"".join(_pieces(notes)), 9) if notes else b""
 
 
 def unpack_notes(data: bytes) -> Notes:
@@ -132,12 +155,11 @@ def unpack_notes(data: bytes) -> Notes:
         plain = inflater.decompress(data, MOST + 1)
         if len(plain) > MOST or not inflater.eof or inflater.unused_data:
             raise ValueError(f"they do not end where they should, within {MOST:,} bytes")
-        notes = _parsed(plain)
-        if not plain or _plain(notes) != plain:
-            raise ValueError("they are not in the form that is written")
-    except (ValueError, struct.error, zlib.error) as error:
+        if not plain:
+            raise ValueError("there are none")
+        return _parsed(plain)
+    except (ValueError, zlib.error) as error:
         raise StreamError(f"expected sound notes: {error}; they are damaged") from None
-    return notes
 
 
 def read_notes(blob: bytes) -> Notes:
@@ -164,123 +186,141 @@ def read_notes(blob: bytes) -> Notes:
     return unpack_notes(header.notes)
 
 
-def notes_of(img: Image.Image) -> Notes:
-    r"""Collects the notes of a PIL image that is loaded.
+def printable(text: str, most: int = 60) -> str:
+    r"""Returns a text of unknown origin as one short line that a terminal shows as it is.
 
     Arguments:
-        img: The image.
+        text: The text.
+        most: The length from which on it is cut.
 
-    Raises:
-        ValueError: If the notes hold more than 16 MiB.
+    Example:
+        >>> printable("two\n\x1b[31mlines")
+        'two [31mlines'
+        >>> printable("a long line", 6)
+        'a long...'
     """
-    info = img.info
-    texts = [(k, str(v)) for k, v in getattr(img, "text", {}).items() if k != _XMP_KEY]
-    if isinstance(comment := info.get("comment"), bytes | str):
-        texts.append(("Comment", comment if isinstance(comment, str) else _decoded(comment)))
-    gamma, chromaticity, intent = (info.get(k) for k in ("gamma", "chromaticity", "srgb"))
-    if not isinstance(chromaticity, tuple) or len(chromaticity) != 8:
-        chromaticity = ()
-    return Notes(
-        profile=_bytes(info.get("icc_profile")),
-        exif=_exif(img),
-        xmp=_bytes(info.get("xmp")),
-        gamma=gamma if isinstance(gamma, float) and _is_short(gamma) else None,
-        chromaticity=chromaticity if all(map(_is_short, chromaticity)) else (),
-        intent=intent if isinstance(intent, int) else None,
-        dpi=_dpi(info.get("dpi")),
-        text=tuple(texts),
-    )
+    start = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
+    line = " ".join(start.split())
+    return line if len(line) <= most else f"{line[:most].rstrip()}..."
 
 
-def _plain(notes: Notes) -> bytes:
-    r"""Returns notes as bytes that are not compressed."""
+def is_short(number: float) -> bool:
+    r"""Tells whether PNG can hold a number as a multiple of 1/100000."""
+    return 0 <= number <= _LARGEST
+
+
+def _pieces(notes: Notes) -> list[bytes]:
+    r"""Returns notes as bytes that are not compressed, in pieces that are not joined yet."""
+    texts = [part.encode("utf-8") for pair in notes.text for part in pair]
     fields = (
-        notes.profile,
-        notes.exif,
-        notes.xmp,
-        b"" if notes.gamma is None else _words([notes.gamma]),
-        _words(notes.chromaticity),
-        b"" if notes.intent is None else bytes([notes.intent]),
-        b"" if notes.dpi is None else struct.pack("<2d", *notes.dpi),
-        b"".join(_sized(part.encode("utf-8")) for pair in notes.text for part in pair),
+        [notes.profile],
+        [notes.exif],
+        [notes.xmp],
+        [] if notes.gamma is None else [_words([notes.gamma])],
+        [_words(notes.chromaticity)],
+        [] if notes.intent is None else [bytes([notes.intent])],
+        [] if notes.dpi is None else [struct.pack("<2d", *notes.dpi)],
+        [piece for text in texts for piece in (varint(len(text)), text)],
     )
-    return b"".join(bytes([n]) + _sized(part) for n, part in enumerate(fields, 1) if part)
+    pieces = []
+    for number, field in enumerate(fields, 1):
+        if size := sum(map(len, field)):
+            pieces += [bytes([number]), varint(size), *field]
+    return pieces
 
 
 def _parsed(plain: bytes) -> Notes:
-    reader, fields = Reader(plain), {}
+    r"""Restores notes, whose pieces are these bytes, or raises ``ValueError``."""
+    reader, fields, last = Reader(plain), {}, 0
+    texts: tuple[tuple[str, str], ...] = ()
     while reader.left:
-        number = reader.take(1)[0]
-        fields[number] = reader.take(reader.varint())
+        number, size = reader.take(1)[0], reader.varint()
+        if not last < number <= 8 or not size or size != _SIZES.get(number, size):
+            raise ValueError(f"note {number} of {size} bytes is not in the form that is written")
+        last = number
+        if number == 8:
+            texts = _read_texts(reader, size)
+        else:
+            fields[number] = reader.take(size)
     gamma, chromaticity = (
-        [word / _UNIT for word in struct.unpack(f">{len(data) // 4}I", data)]
+        tuple(word / _UNIT for word in struct.unpack(f">{len(data) // 4}I", data))
         for data in (fields.get(4, b""), fields.get(5, b""))
     )
-    texts, parts = Reader(fields.get(8, b"")), []
-    while texts.left:
-        parts.append(texts.take(texts.varint()).decode("utf-8"))
     return Notes(
         profile=fields.get(1, b""),
         exif=fields.get(2, b""),
         xmp=fields.get(3, b""),
         gamma=gamma[0] if gamma else None,
-        chromaticity=tuple(chromaticity),
-        intent=fields[6][0] if fields.get(6) else None,
-        dpi=struct.unpack("<2d", fields[7]) if fields.get(7) else None,
-        text=tuple(zip(parts[::2], parts[1::2], strict=True)),
+        chromaticity=chromaticity,
+        intent=fields[6][0] if 6 in fields else None,
+        dpi=struct.unpack("<2d", fields[7]) if 7 in fields else None,
+        text=texts,
     )
+
+
+def _read_texts(reader: Reader, size: int) -> tuple[tuple[str, str], ...]:
+    r"""Reads keywords and texts that take so many bytes."""
+    end, texts = reader.left - size, []
+    while reader.left > max(end, 0) and len(texts) <= TEXTS:
+        key = reader.take(reader.varint()).decode("utf-8")
+        texts.append((key, reader.take(reader.varint()).decode("utf-8")))
+    _check_texts(tuple(texts))
+    if reader.left != end:
+        raise ValueError("its texts do not end where they should")
+    return tuple(texts)
+
+
+def _check(value: object, kind: type, expected: str, remedy: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {expected}, got {type(value).__name__}; {remedy}")
+
+
+def _check_texts(texts: object) -> None:
+    _check(texts, tuple, "text as a tuple of pairs", "pass ((keyword, text), ...)")
+    assert isinstance(texts, tuple)
+    if len(texts) > TEXTS:
+        raise ValueError(f"expected at most {TEXTS:,} texts, got {len(texts):,}; keep fewer")
+    for pair in texts:
+        if not (isinstance(pair, tuple) and [isinstance(x, str) for x in pair] == [True, True]):
+            kinds = type(pair).__name__
+            if isinstance(pair, tuple):
+                kinds = f"{len(pair)} of {', '.join(sorted({type(x).__name__ for x in pair}))}"
+            raise TypeError(
+                f"expected a keyword and a text, two strings, got {kinds}; pass ((keyword, text), "
+                "...)"
+            )
+        if not pair[0]:
+            raise ValueError("expected a keyword for each text, got an empty one; name the text")
+
+
+def _floats(name: str, numbers: object, counts: Sequence[int]) -> tuple[float, ...]:
+    r"""Returns real numbers as floats, not a number where they are none or too large."""
+    remedy = f"pass a tuple of {counts[-1]} numbers"
+    _check(numbers, tuple, f"{name} as a tuple of numbers", remedy)
+    assert isinstance(numbers, tuple)
+    if len(numbers) not in counts:
+        raise ValueError(f"expected {counts[-1]} numbers for {name}, got {len(numbers):,}")
+    floats = []
+    for number in numbers:
+        _check(number, Real, f"{name} in real numbers", remedy)
+        try:
+            floats.append(float(number))
+        except (ArithmeticError, ValueError):
+            floats.append(math.nan)
+    return tuple(floats)
+
+
+def _rounded(name: str, numbers: object, counts: Sequence[int] = (1,)) -> tuple[float, ...]:
+    r"""Returns real numbers as the multiples of 1/100000 that a stream keeps of them."""
+    floats = _floats(name, numbers, counts)
+    if not all(map(is_short, floats)):
+        wrong = next(x for x in floats if not is_short(x))
+        raise ValueError(f"expected {name} in [0, {_LARGEST}], got {wrong:g}; leave it out")
+    return tuple(round(x * _UNIT) / _UNIT for x in floats)
 
 
 def _words(numbers: Sequence[float]) -> bytes:
     return struct.pack(f">{len(numbers)}I", *(round(x * _UNIT) for x in numbers))
-
-
-def _is_short(number: float) -> bool:
-    return 0 <= number * _UNIT < 2**32 - 1
-
-
-def _sized(part: bytes) -> bytes:
-    return varint(len(part)) + part
-
-
-def _bytes(value: object) -> bytes:
-    r"""Takes bytes for what they are, text for its UTF-8, and all else for nothing."""
-    if isinstance(value, str):
-        return value.encode("utf-8")
-    return bytes(value) if isinstance(value, bytes | bytearray) else b""
-
-
-def _decoded(comment: bytes) -> str:
-    try:
-        return comment.decode("utf-8")
-    except UnicodeDecodeError:
-        return comment.decode("latin-1")
-
-
-def _dpi(value: Any) -> tuple[float, float] | None:  # noqa: ANN401
-    r"""Returns dots per inch, unless they are none or 1, PIL's word for a TIFF without."""
-    try:
-        x, y = map(float, value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    sound = all(math.isfinite(side) and side > 0 for side in (x, y))
-    return (x, y) if sound and (x, y) != (1.0, 1.0) else None
-
-
-def _exif(img: Image.Image) -> bytes:
-    r"""Returns the EXIF of a file as it is, or what a TIFF file has in its place."""
-    if "exif" in img.info:
-        return _bytes(img.info["exif"]).removeprefix(_EXIF_HEAD)
-    if not hasattr(img, "tag_v2"):
-        return b""
-    found, kept = img.getexif(), Image.Exif()
-    for tag in _DESCRIPTIVE:
-        if tag in found:
-            kept[tag] = found[tag]
-    for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        if tags := found.get_ifd(ifd):
-            kept[ifd] = dict(tags)
-    return kept.tobytes().removeprefix(_EXIF_HEAD) if len(kept) else b""
 
 
 def _orientation(exif: bytes) -> int:
