@@ -79,13 +79,12 @@ def compress(
     """
     model = as_model(pc_model)
     check_mode(mode, model)
+    array, own = _whole(model, img) if _is_whole(model) else array_and_notes(img)
+    packed = pack_notes(own if notes is None else notes)
     if _is_whole(model):
-        array, own = _whole(model, img)
         payload = encode_rows(model.tables, _rows(array, 1), workers=workers)[0]
     else:
-        array, own = array_and_notes(img)
         payload = encode_image(model, array, mode=mode, workers=workers)
-    packed = pack_notes(own if notes is None else notes)
     return seal(Header(model.digest, array.dtype, array.shape, notes=packed), payload)
 
 
@@ -335,7 +334,8 @@ def _pixels(images: Sequence[tuple[np.ndarray, Notes]]) -> list[np.ndarray]:
 
 def _whole(model: ImageModel, img: ImageLike) -> tuple[np.ndarray, Notes]:
     r"""Returns an image that has the shape of a model of whole images, and its notes."""
-    if isinstance(img, np.ndarray | Tensor) and img.ndim == len(model.shape) == 1:
+    vector = isinstance(img, np.ndarray | Tensor) and img.ndim == len(model.shape) == 1
+    if vector and not isinstance(img, np.ma.MaskedArray):
         array, notes = np.asarray(img), Notes()  # a vector, which is no image
     else:
         array, notes = array_and_notes(img)
@@ -347,7 +347,7 @@ def _whole_batch(
     model: ImageModel, images: np.ndarray | Tensor | Sequence[ImageLike]
 ) -> np.ndarray:
     r"""Returns images that have the shape of a model of whole images as one array."""
-    if not isinstance(images, np.ndarray):
+    if not isinstance(images, np.ndarray) or isinstance(images, np.ma.MaskedArray):
         return np.stack(_alike(_pixels([_whole(model, img) for img in images])))
     if len(images) == 0:
         raise ValueError(f"expected one image or more, got shape {images.shape}")
