@@ -1,5 +1,7 @@
 r"""Tests for the probnets.coding.compression and probnets.coding.tilecodec modules."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ from probnets.coding import (
     decompress,
     decompress_batch,
     encode_rows,
+    pretrained,
 )
+from probnets.coding.models import Shipped
 from probnets.coding.stream import Header, Reader, index, open_stream, seal
 from probnets.coding.tilecodec import decode_tiles
 
@@ -129,9 +133,24 @@ def test_images_of_every_source(tmp_path):
     assert compress(deep.astype(">u2"), tile_model()) == compress(deep, tile_model())
 
 
-def test_the_model_of_the_package():
+@pytest.mark.parametrize("name", get_args(Shipped))
+def test_the_models_of_the_package(name):
+    # The stream names the model that wrote it.
     image = picture((20, 30, 3), np.uint8)
-    assert_same(probnets.decompress(probnets.compress(image)), image)
+    blob = probnets.compress(image, pretrained(name))
+    assert_same(probnets.decompress(blob), image)
+    assert_same(probnets.decompress(blob, pretrained(name)), image)
+    assert (blob == probnets.compress(image)) == (name == "photographs")
+
+    others = [other for other in get_args(Shipped) if other != name]
+    for other in others:
+        with pytest.raises(StreamError, match=r"expected a stream of model \w{8}, got one of"):
+            probnets.decompress(blob, pretrained(other))
+
+
+def test_streams_of_other_models():
+    with pytest.raises(StreamError, match=r"of a model that ships with probnets, got one of"):
+        decompress(compress(picture((4, 5), np.uint8), tile_model()))
 
 
 # Models of whole images
@@ -302,7 +321,7 @@ def test_rejects_batches(model):
 
 def test_rejects_other_models():
     for bad in (3, b"model", tile_model().tables):
-        with pytest.raises(TypeError, match="expected an ImageModel, a TreeCircuit, a path"):
+        with pytest.raises(TypeError, match=r"expected an image, .* a TreeCircuit, a path"):
             compress(np.zeros((4, 5), np.uint8), bad)  # pyright: ignore[reportArgumentType]
     with pytest.raises(FileNotFoundError):
         compress(np.zeros((4, 5), np.uint8), "no such file")

@@ -14,6 +14,8 @@ from probnets.coding import (
     decompress,
     decompress_batch,
     encode_rows,
+    load_model,
+    read_notes,
 )
 from probnets.coding.reference import decode_rows_torch, encode_rows_torch
 from probnets.coding.stream import open_stream
@@ -26,11 +28,18 @@ BATCHES = sorted(set(STREAMS) - set(SINGLE))
 
 @cache
 def model_of(name):
-    return ImageModel.load(FOLDER / f"{name.split('_')[0]}.safetensors")
+    return load_model(FOLDER / f"{name.split('_')[0]}.safetensors")
+
+
+def tables_of(name):
+    model = model_of(name)
+    assert isinstance(model, ImageModel)
+    return model.tables
 
 
 def image_of(name):
-    with np.load(FOLDER / "images.npz", allow_pickle=False) as images:
+    archive = "photographs" if name.startswith(("photographs", "trees")) else "images"
+    with np.load(FOLDER / f"{archive}.npz", allow_pickle=False) as images:
         return images[name.replace("chain", "batch")]
 
 
@@ -39,14 +48,19 @@ def stream_of(name):
 
 
 def test_all_are_here():
-    kinds = ("bool", "grey", "noise", "rgb", "rgba", "uint16")
-    assert [*(f"tiles_{kind}" for kind in kinds), "whole"] == SINGLE
+    kinds = {
+        "photographs": "bool grey levels noted repeated rgb rgba slow uint16",
+        "tiles": "bool grey noise rgb rgba uint16",
+        "trees": "grey rgb uint16",
+    }
+    named = [f"{model}_{kind}" for model, some in kinds.items() for kind in some.split()]
+    assert [*named, "whole"] == SINGLE
     assert BATCHES == ["tiles_batch", "whole_batch", "whole_chain"]
 
 
 def test_digests():
-    assert model_of("whole").tables.digest.hex()[:16] == "db857ceac09b0508"
-    assert model_of("tiles").tables.digest.hex()[:16] == "1e10c3a8b27e6258"
+    assert tables_of("whole").digest.hex()[:16] == "db857ceac09b0508"
+    assert tables_of("tiles").digest.hex()[:16] == "1e10c3a8b27e6258"
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -55,7 +69,18 @@ def test_images(name):
     found = decompress(stream, model)
     assert (found.shape, found.dtype) == (image.shape, image.dtype)
     np.testing.assert_array_equal(found, image)
-    assert compress(image, model) == stream
+    mode = "slow" if name.endswith("slow") else "fast"
+    assert compress(image, model, mode=mode, notes=read_notes(stream)) == stream
+    assert bool(read_notes(stream)) == name.endswith("noted")
+
+
+def test_what_streams_of_photographs_hold():
+    flags = {"levels": 2, "repeated": 4, "slow": 1}
+    for name in SINGLE:
+        model, _, kind = name.partition("_")
+        if model == "photographs":
+            _, reader = open_stream(stream_of(name))
+            assert reader.take(1)[0] == flags.get(kind, 0)
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -73,15 +98,15 @@ def test_batches(name):
     ids=["compiled", "torch"],
 )
 def test_rows(encode, decode):
-    x, model = image_of("whole_batch").reshape(300, -1), model_of("whole")
+    x, tables = image_of("whole_batch").reshape(300, -1), tables_of("whole")
     for name in ("whole_batch", "whole_chain"):
         chained = name == "whole_chain"
         _, reader = open_stream(stream_of(name))
         assert reader.take(1)[0] == chained
         streams = [reader.take(n) for n in reader.index(2 if chained else 300)]
         reader.end()
-        assert encode(model.tables, x, chained=chained) == streams
-        np.testing.assert_array_equal(decode(model.tables, streams, 300, chained=chained), x)
+        assert encode(tables, x, chained=chained) == streams
+        np.testing.assert_array_equal(decode(tables, streams, 300, chained=chained), x)
 
 
 def test_header_of_the_first_version():

@@ -1,5 +1,8 @@
 r"""Tests for the probnets.coding.lengths module."""
 
+from functools import partial
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from coding_cases import CASES, case, picture, rows, tile_model, whole_model
 
 from probnets.coding import code_lengths, compress, pretrained, reference
 from probnets.coding.lengths import _row_lengths
+from probnets.coding.models import Shipped
 from probnets.coding.schedule import CODE, Schedule
 from probnets.coding.stream import open_stream
 
@@ -32,7 +36,9 @@ def payload(blob):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("model", [tile_model, pretrained])
+@pytest.mark.parametrize(
+    "model", [tile_model, *(partial(pretrained, name) for name in get_args(Shipped))]
+)
 def test_sum_is_the_size(shape, dtype, model):
     image = picture(shape, dtype)
 
@@ -50,8 +56,8 @@ def test_sum_is_the_size(shape, dtype, model):
 def test_noise_is_stored():
     image = NOISE.astype(np.uint8)
 
-    np.testing.assert_array_equal(code_lengths(image), 8.0)
-    np.testing.assert_array_equal(code_lengths(NOISE.astype(np.uint16)), 16.0)
+    np.testing.assert_array_equal(code_lengths(image, tile_model()), 8.0)
+    np.testing.assert_array_equal(code_lengths(NOISE.astype(np.uint16), tile_model()), 16.0)
 
 
 def test_edges_cost_more():

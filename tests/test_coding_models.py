@@ -2,6 +2,7 @@ r"""Tests for the probnets.coding.models module."""
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from probnets.circuits import Gaussian, Tree, TreeCircuit, chain
 from probnets.circuits.checkpoints import read, write
 from probnets.coding import CodeTables, ImageModel, compress, decompress, pretrained
+from probnets.coding.models import Shipped, as_model, load_model, shipped_model
 
 MODELS = {"tiles": tile_model, "whole": whole_model, "vector": lambda: whole_model((12,))}
 
@@ -74,9 +76,31 @@ def test_digest_covers_tables_shape_and_kind():
     assert repr(model).endswith("kind='whole', shape=(4, 5), units=3, values=16)")
 
 
-def test_the_model_of_the_package():
+def test_the_models_of_the_package():
     assert pretrained() is pretrained()
-    assert pretrained().shape[2] == 3
+    assert pretrained().kind == "photographs"
+    for name in get_args(Shipped):
+        model = pretrained(name)
+        assert model.kind == name
+        assert shipped_model(model.digest) is model
+        assert as_model(model) is model
+    assert as_model(None) is pretrained()
+    assert shipped_model(whole_model().digest) is None
+    with pytest.raises(ValueError, match=r"expected one of .*'photographs', .* got 'x'"):
+        pretrained("x")  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", get_args(Shipped))
+def test_files_of_every_kind(name, tmp_path):
+    model = pretrained(name)
+    model.save(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+
+    assert type(again) is type(model)
+    assert again.digest == model.digest
+    for other in {type(pretrained(n)) for n in get_args(Shipped)} - {type(model)}:
+        with pytest.raises(ValueError, match=r"expected an? (image|photograph|tree) model in"):
+            other.load(tmp_path / "model")
 
 
 def test_no_file(tmp_path):

@@ -391,7 +391,7 @@ def test_limit():
         decompress_batch(many, model, limit=179)
 
     huge = seal(Header(model.digest, np.dtype(np.uint8), (2**60, 2**60)), b"")
-    with pytest.raises(StreamError, match="at most 16777216 numbers"):
+    with pytest.raises(StreamError, match="at most 268435456 numbers"):
         decompress(huge, model)
 
 
