@@ -163,8 +163,8 @@ def _verdicts(results: dict[str, Rows]) -> None:
     totals = {title: rows["total"] for title, rows in results.items()}
     for ours in [codec for codec in totals["folder"] if codec in ("ours-fast", "ours-slow")]:
         bits = 8 * totals["folder"][ours][1] / totals["folder"][ours][0]
-        name = {"ours-fast": "default"}.get(ours, ours)
-        print(f"\n{name} <= 2.27: {'yes' if bits <= 2.27 else 'no'} ({bits:.4f})")
+        name, most = {"ours-fast": ("default", 2.27)}.get(ours, (ours, 2.21))
+        print(f"\n{name} <= {most}: {'yes' if bits <= most else 'no'} ({bits:.4f})")
         if "WebP" in totals["folder"]:
             worse = [f"{image} of {title}" for title, rows in results.items()
                      for image, row in rows.items() if row[ours][1] > row["WebP"][1]]  # fmt: skip
