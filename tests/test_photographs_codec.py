@@ -27,13 +27,14 @@ from probnets.coding import (
 from probnets.coding import cells as parts_of_images
 from probnets.coding.cells import cells, each, overlap, touches
 from probnets.coding.images import as_array
-from probnets.coding.photographs import codec
+from probnets.coding.photographs import codec, reference
 from probnets.coding.photographs.codec import (
     decode_photograph,
     encode_photograph,
     photograph_lengths,
     photograph_parts,
 )
+from probnets.coding.photographs.kernel import ENCODE, MARGIN, Buffers, Record
 from probnets.coding.photographs.layout import PLACES
 from probnets.coding.photographs.levels import pack_levels, unpack_levels, used_levels
 from probnets.coding.photographs.model import Mode, Settings
@@ -47,7 +48,10 @@ from probnets.coding.photographs.planes import (
     restore,
 )
 from probnets.coding.photographs.repeats import enlarge, repetition
+from probnets.coding.photographs.tables import tables
+from probnets.coding.rangecoder import RangeEncoder
 from probnets.coding.stream import Header, Reader, open_stream, seal, varint
+from probnets.data import image_folder
 
 MODES = get_args(Mode)
 SIZES = [(1, 1), (1, 9), (7, 1), (13, 17)]
@@ -998,3 +1002,47 @@ def test_residuals_of_no_image(change):
     rest[1, 5, 5] += change
     with pytest.raises(StreamError, match="decodes to something else"):
         restore(PLACES, rest, top=255, fit=FIT)
+
+
+# Real photographs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode", "most"), [
+    ("photographs", "fast", 2.27), ("photographs", "slow", 2.21), ("tree", "fast", 2.40),
+])  # fmt: skip
+def test_real_photographs(name, mode, most, data_folder):
+    model, taken, numbers = pretrained(name), 0, 0
+    for path in image_folder(data_folder / "photos" / "valid"):
+        image = as_array(path)
+        stream = compress(image, model, mode=mode)
+        assert_same(decompress(stream), image)
+        taken, numbers = taken + len(stream), numbers + image.size
+    assert 8 * taken / numbers <= most
+
+
+def plain_stream(found, planes, mode):
+    r"""Encodes planes by the plain Python that defines the codec."""
+    _, height, width = planes.shape
+    padded = np.pad(planes, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))).ravel()
+    buffers = Buffers(padded, np.zeros_like(padded), np.zeros_like(padded))
+    record = Record(
+        np.zeros(0, np.float32), np.zeros((0, 0), np.int16), np.zeros((0, 5), np.int32)
+    )
+    encoder, told = RangeEncoder(), found.settings
+    for plane, stage in enumerate(found.stages):
+        reference.run_plane(
+            ENCODE, plane, height, width, 255, found.components, buffers,
+            stage.places.taps(height, width), told.fit(mode),
+            stage.compiled(told.adaptation(mode)), tables(), encoder, record,
+        )  # fmt: skip
+    return encoder.finish()
+
+
+@pytest.mark.slow
+def test_definition_on_a_photograph(data_folder):
+    image = as_array(image_folder(data_folder / "photos" / "valid")[0])[200:216, 300:332]
+    model, planes = pretrained(), colour_planes(image)
+    for mode in get_args(Mode):
+        stream = encode_planes(model, planes, top=255, mode=mode)
+        assert stream == plain_stream(model, planes, mode)
