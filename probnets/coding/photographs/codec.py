@@ -63,11 +63,7 @@ def encode_photograph(
         group, (rows, columns) = part
         own = channels[rows, columns, group.first : group.first + group.width]
         stream = encode_planes(model, _planes(own), top=group.top, mode=mode)
-        return (
-            stream
-            if len(stream) < own.nbytes
-            else own.astype(own.dtype.newbyteorder("<")).tobytes()
-        )
+        return stream if len(stream) < own.nbytes else own.astype(_raw(array.dtype)).tobytes()
 
     streams = each(encode, parts, workers)
     return _head(mode, factors, levels) + index(streams) + b"".join(streams)
