@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from probnets.circuits import ConditionalCircuit, IntegerParameters, TreeCircuit
+from probnets.circuits import ConditionalCircuit, TreeCircuit
 from probnets.coding import (
     PhotographModel,
     TrainingSettings,
@@ -25,7 +25,12 @@ from probnets.coding import (
     train_photographs,
 )
 from probnets.coding.photographs import training
-from probnets.coding.photographs.circuit import PixelParameters, pixel_circuit, pixel_context
+from probnets.coding.photographs.circuit import (
+    PixelParameters,
+    pixel_circuit,
+    pixel_context,
+    stage_circuit,
+)
 from probnets.coding.photographs.layout import PLACES
 from probnets.coding.photographs.model import Settings
 from probnets.coding.photographs.planes import Context, colour_planes, contexts, measure_planes
@@ -52,14 +57,6 @@ def rng(seed=0):
 # The circuit of a number
 
 
-def exact_parameters(stage):
-    r"""Returns the network of a circuit that has the outputs of the integers."""
-    inputs = stage.places.inputs
-    parameters = PixelParameters(nn.Linear(inputs, 3 * stage.components), torch.ones(inputs))
-    parameters.network = IntegerParameters(stage.network)  # pyright: ignore[reportAttributeAccessIssue]
-    return parameters
-
-
 @pytest.mark.parametrize("top", [255, 1023])
 def test_the_loop_measures_what_the_circuit_says(top):
     # Both have the same outputs; the loop has means in sixteenths and scales in eighths.
@@ -70,7 +67,7 @@ def test_the_loop_measures_what_the_circuit_says(top):
     bits = measure_planes(model, planes, top=top)
     found = contexts(PLACES, planes, top=top, fit=model.settings.fit("fast"))
     for stage, own, expected in zip(model.stages, found, bits, strict=True):
-        circuit = pixel_circuit(exact_parameters(stage), model.components, top + 1)
+        circuit = stage_circuit(stage, top + 1)
         x, context = pixel_context(own)
         likely = expected.ravel() < 16  # of others the loop has few quantiles
         real = -circuit.log_prob(x, context).numpy()[likely] / math.log(2)

@@ -1,6 +1,6 @@
 r"""The distribution of a number of a photograph as a conditional circuit."""
 
-__all__ = ["PixelParameters", "pixel_circuit", "pixel_context"]
+__all__ = ["PixelParameters", "pixel_circuit", "pixel_context", "stage_circuit"]
 
 import math
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from probnets.circuits import (
     ConditionalCircuit,
     DiscretisedLogistic,
+    IntegerNetwork,
+    IntegerParameters,
     ParameterNetwork,
     TreeCircuit,
     chain,
@@ -17,6 +19,7 @@ from probnets.circuits import (
 from probnets.circuits import Stage as CircuitStage
 
 from .planes import Context
+from .stages import Stage
 from .tables import FINE, OCTAVE
 
 
@@ -24,16 +27,25 @@ class PixelParameters(nn.Module):
     r"""Creates the network of a stage: from a context to a mixture of logistics.
 
     Its layers give logits in octaves, means in spreads around the anchor and scales in octaves
-    around the spread, as the integer network does.
+    around the spread.
 
     Arguments:
-        layers: The layers, from :math:`I` inputs to :math:`3 K` outputs.
-        input_scale: What the inputs are multiplied by, with shape :math:`(I,)`.
+        layers: The layers, from :math:`I` inputs to :math:`3 K` outputs, or the network of
+            integers that they were rounded to.
+        input_scale: What the inputs of layers are multiplied by, with shape :math:`(I,)`. A
+            network of integers takes them as they are.
     """
 
-    def __init__(self, layers: nn.Module, input_scale: Tensor) -> None:
+    network: ParameterNetwork | IntegerParameters
+
+    def __init__(
+        self, layers: nn.Module | IntegerNetwork, input_scale: Tensor | float = 1.0
+    ) -> None:
         super().__init__()
-        self.network = ParameterNetwork(layers, input_scale=input_scale)
+        if isinstance(layers, IntegerNetwork):
+            self.network = IntegerParameters(layers)
+        else:
+            self.network = ParameterNetwork(layers, input_scale=input_scale)
 
     def forward(self, context: Tensor, earlier: Tensor) -> Tensor:
         r"""Computes logits, means and logarithms of scales, with shape :math:`(B, 3 K)`.
@@ -67,6 +79,28 @@ def pixel_circuit(parameters: nn.Module, components: int, values: int) -> Condit
     """
     template = TreeCircuit(chain(1), DiscretisedLogistic(1, components, values))
     return ConditionalCircuit([CircuitStage(template, parameters)])
+
+
+def stage_circuit(stage: Stage, values: int = 256) -> ConditionalCircuit:
+    r"""Makes the circuit that a stage of a model codes with, up to the rounding of intervals.
+
+    Arguments:
+        stage: The stage.
+        values: The number of values.
+
+    Example:
+        >>> import numpy as np
+        >>> from probnets.coding import pretrained
+        >>> from probnets.coding.photographs.planes import colour_planes, contexts
+        >>> stage = pretrained().stages[0]
+        >>> colours = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
+        >>> fit = pretrained().settings.fit("fast")
+        >>> seen = contexts([stage.places], colour_planes(colours)[:1], top=255, fit=fit)[0]
+        >>> x, context = pixel_context(seen)
+        >>> stage_circuit(stage).log_prob(x, context).shape
+        torch.Size([64])
+    """
+    return pixel_circuit(PixelParameters(stage.network), stage.components, values)
 
 
 def pixel_context(context: Context) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from probnets.circuits import ConditionalCircuit, IntegerNetwork
+from probnets.circuits import ConditionalCircuit, IntegerNetwork, ParameterNetwork
 from probnets.circuits.checkpoints import digest, part, read, write
 from probnets.coding.images import ImageLike, as_array
 
@@ -214,6 +214,8 @@ def _rounded(
 ) -> Stage:
     r"""Rounds a network to integers."""
     own = network.network
+    if not isinstance(own, ParameterNetwork):
+        raise TypeError(f"expected a network of floats to round, got {type(own).__name__}")
     integers = IntegerNetwork.from_module(
         own.layers,
         input_scale=own.input_scale,
