@@ -5,7 +5,7 @@ python compression/figures.py tiles.safetensors --images ../shared/data/photos/v
 
 Of a model of whole images: samples, completions of images whose lower half is hidden, and the
 tree. Of a model of tiles: the tree, and where in the first images the bits go. Without a model,
-the one that ships with the package; without images, samples and the tree alone.
+the one of tiles that ships; without images, samples and the tree alone.
 """
 
 import argparse

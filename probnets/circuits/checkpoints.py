@@ -1,6 +1,6 @@
 r"""Files of arrays and facts, written whole or not at all."""
 
-__all__ = ["digest", "part", "read", "replace", "write"]
+__all__ = ["digest", "part", "read", "read_model", "replace", "write"]
 
 import contextlib
 import hashlib
@@ -52,6 +52,32 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, json.loads(facts)
     except (SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"expected a file that probnets wrote at {path}: {error}") from None
+
+
+def read_model(
+    path: str | Path, what: str, version: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    r"""Reads arrays and facts from the file of a kind of model.
+
+    Arguments:
+        path: The file.
+        what: The kind, as its facts name it.
+        version: The format that is understood.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not the file of such a model.
+    """
+    arrays, facts = read(path)
+    found = facts.get("what") if isinstance(facts, dict) else facts
+    if not isinstance(facts, dict) or found != what:
+        raise ValueError(f"expected a {what} in {path}, got {found!r}")
+    if facts.get("format") != version:
+        raise ValueError(
+            f"expected a model file of format {version}, got {facts.get('format')!r}; "
+            "a newer probnets may read it"
+        )
+    return arrays, facts
 
 
 def replace(path: str | Path, content: bytes) -> None:

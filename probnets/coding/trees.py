@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from probnets.circuits import DiscretisedLogistic, Tree, TreeCircuit
-from probnets.circuits.checkpoints import digest, read, write
+from probnets.circuits.checkpoints import digest, read_model, write
 from probnets.circuits.integertables import integer_logistic
 
 from .tables import TOTAL, CodeTables, _cumulative
@@ -235,15 +235,7 @@ class TreeModel:
             FileNotFoundError: If there is no file.
             ValueError: If it is not the file of a tree model.
         """
-        arrays, facts = read(path)
-        what = facts.get("what") if isinstance(facts, dict) else facts
-        if what != "tree model":
-            raise ValueError(f"expected a tree model in {path}, got {what!r}")
-        if facts.get("format") != FORMAT:
-            raise ValueError(
-                f"expected a model file of format {FORMAT}, got {facts.get('format')!r}; "
-                "a newer probnets may read it"
-            )
+        arrays, _ = read_model(path, "tree model", FORMAT)
         try:
             return cls(*(arrays[name] for name in _NAMES))
         except (KeyError, IndexError, ValueError) as error:

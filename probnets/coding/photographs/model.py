@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from probnets.circuits.checkpoints import digest, part, read, write
+from probnets.circuits.checkpoints import digest, part, read_model, write
 
 from .kernel import Fit
 from .stages import Stage
@@ -149,15 +149,7 @@ class PhotographModel:
             FileNotFoundError: If there is no file.
             ValueError: If it is not the file of such a model.
         """
-        arrays, facts = read(path)
-        what = facts.get("what") if isinstance(facts, dict) else facts
-        if not isinstance(facts, dict) or what != "photograph model":
-            raise ValueError(f"expected a photograph model in {path}, got {what!r}")
-        if facts.get("format") != FORMAT:
-            raise ValueError(
-                f"expected a model file of format {FORMAT}, got {facts.get('format')!r}; "
-                "a newer probnets may read it"
-            )
+        arrays, facts = read_model(path, "photograph model", FORMAT)
         try:
             told = dict(facts["settings"])
             pairs = (tuple(told.pop(name)) for name in ("periods", "rates"))
