@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch.testing import assert_close
 
+from probnets.backend import checkpoints
 from probnets.circuits import (
     Bernoulli,
     Binomial,
@@ -17,7 +18,6 @@ from probnets.circuits import (
     Gaussian,
     TreeCircuit,
     binary_tree,
-    checkpoints,
     hidden_chow_liu_tree,
     load_circuit,
     quad_tree,

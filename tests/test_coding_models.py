@@ -10,8 +10,8 @@ import torch
 from coding_cases import case, circuit_on, tile_model, whole_model
 from safetensors.numpy import load_file, save_file
 
+from probnets.backend.checkpoints import read, write
 from probnets.circuits import Gaussian, Tree, TreeCircuit, chain
-from probnets.circuits.checkpoints import read, write
 from probnets.coding import CodeTables, ImageModel, compress, decompress, pretrained
 from probnets.coding.models import Shipped, as_model, load_model, shipped_model
 

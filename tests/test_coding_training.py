@@ -5,7 +5,7 @@ import pytest
 import torch
 from coding_cases import picture
 
-from probnets.circuits import checkpoints
+from probnets.backend import checkpoints
 from probnets.circuits.em import EMSettings
 from probnets.coding import (
     compress,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
+from probnets.backend.checkpoints import write
 from probnets.circuits import (
     Categorical,
     DiscretisedLogistic,
@@ -23,7 +24,6 @@ from probnets.circuits import (
     quad_tree,
     sample,
 )
-from probnets.circuits.checkpoints import write
 from probnets.circuits.em import EMSettings
 from probnets.coding import CodeTables, StreamError, encode_rows, treecodec
 from probnets.coding.stream import Reader

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
 
+from probnets.backend.checkpoints import read, write
 from probnets.circuits import IntegerNetwork
-from probnets.circuits.checkpoints import read, write
 from probnets.coding import PhotographModel, compress, decompress, load_model
 from probnets.coding.photographs.kernel import MARGIN
 from probnets.coding.photographs.layout import PLACES

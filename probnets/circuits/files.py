@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import checkpoints
+from probnets.backend import checkpoints
+
 from .circuit import TreeCircuit
 from .inputs import Categorical, Discrete, Gaussian, Input
 from .ordinal import Bernoulli, Binomial, DiscretisedLogistic

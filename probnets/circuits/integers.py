@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import digest
+from probnets.backend.checkpoints import digest
 
 _EXACT = 2**53  # float64 holds all integers below
 _WEIGHT = 2**15 - 1  # the largest weight

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoints
+from probnets.backend import checkpoints
+
 from .circuit import TreeCircuit
 from .estep import Counts, Tables, Workspace, expected_counts
 from .inputs import Categorical, Discrete

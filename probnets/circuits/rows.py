@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoints
+from probnets.backend import checkpoints
+
 from .circuit import TreeCircuit
 from .inputs import Discrete
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probnets.circuits.checkpoints import replace
+from probnets.backend.checkpoints import replace
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Literal, get_args, overload
 import numpy as np
 import torch
 
+from probnets.backend.checkpoints import read, write
 from probnets.circuits import Categorical, Tree, TreeCircuit
-from probnets.circuits.checkpoints import read, write
 
 from .photographs.model import PhotographModel
 from .tables import CodeTables

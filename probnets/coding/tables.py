@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from probnets.backend.checkpoints import digest
 from probnets.circuits import Discrete, Tree, TreeCircuit
-from probnets.circuits.checkpoints import digest
 
 from .rangecoder import PRECISION
 

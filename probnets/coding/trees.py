@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from probnets.backend.checkpoints import digest, read_model, write
 from probnets.circuits import DiscretisedLogistic, Tree, TreeCircuit
-from probnets.circuits.checkpoints import digest, read_model, write
 from probnets.circuits.integertables import integer_logistic
 
 from .tables import TOTAL, CodeTables, _cumulative

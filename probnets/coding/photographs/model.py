@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from probnets.circuits.checkpoints import digest, part, read_model, write
+from probnets.backend.checkpoints import digest, part, read_model, write
 
 from .kernel import Fit
 from .stages import Stage

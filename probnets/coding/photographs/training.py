@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from probnets.backend.checkpoints import digest, part, read, write
 from probnets.circuits import ConditionalCircuit, IntegerNetwork, ParameterNetwork
-from probnets.circuits.checkpoints import digest, part, read, write
 from probnets.coding.images import ImageLike, as_array
 
 from .circuit import PixelParameters, pixel_circuit, pixel_context

@@ -1,6 +1,15 @@
 r"""Files of arrays and facts, written whole or not at all."""
 
-__all__ = ["digest", "part", "read", "read_model", "replace", "write"]
+__all__ = [
+    "digest",
+    "load_state",
+    "part",
+    "read",
+    "read_model",
+    "replace",
+    "state_arrays",
+    "write",
+]
 
 import contextlib
 import hashlib
@@ -12,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from torch import nn
 
 KEY = "probnets"
 
@@ -78,6 +89,43 @@ def read_model(
             "a newer probnets may read it"
         )
     return arrays, facts
+
+
+def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    r"""Copies the parameters and buffers of a module to arrays, each by its name.
+
+    Arguments:
+        module: The module.
+
+    Example:
+        >>> {name: array.shape for name, array in state_arrays(nn.Linear(3, 2)).items()}
+        {'weight': (2, 3), 'bias': (2,)}
+    """
+    state = module.state_dict()
+    return {name: tensor.cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def load_state(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    r"""Undoes :func:`state_arrays`, in place.
+
+    Arguments:
+        module: The module.
+        arrays: The arrays of all its parameters and buffers. There may be others.
+
+    Raises:
+        ValueError: If one is missing, or has another shape or type.
+    """
+    state = module.state_dict()
+    for name, tensor in state.items():
+        array = arrays.get(name)
+        given = None if array is None else torch.from_numpy(np.array(array))
+        if given is None or given.shape != tensor.shape or given.dtype != tensor.dtype:
+            found = "none" if given is None else f"{given.dtype} {tuple(given.shape)}"
+            raise ValueError(
+                f"expected {name} of {tensor.dtype} {tuple(tensor.shape)}, got {found}"
+            )
+        state[name] = given
+    module.load_state_dict(state)
 
 
 def replace(path: str | Path, content: bytes) -> None:

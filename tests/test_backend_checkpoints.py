@@ -1,4 +1,4 @@
-r"""Tests for the probnets.circuits.checkpoints module."""
+r"""Tests for the probnets.backend.checkpoints module."""
 
 import math
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from probnets.circuits import checkpoints
+from probnets.backend import checkpoints
 
 ARRAYS = {
     "a.matrix": np.arange(6.0).reshape(2, 3),
