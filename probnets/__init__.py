@@ -6,6 +6,7 @@ from . import backend as backend
 from . import circuits as circuits
 from . import coding as coding
 from . import data as data
+from . import layers as layers
 from .coding import compress as compress
 from .coding import compress_batch as compress_batch
 from .coding import decompress as decompress

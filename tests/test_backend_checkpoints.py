@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
+from torch import nn
 
 from probnets.backend import checkpoints
 
@@ -120,3 +122,99 @@ def test_digest():
     others = [x.reshape(2, 3), x.astype(np.int64), x.astype(np.float32), x[:5], x[::-1]]
     digests = {digest(x), digest(x, x), digest(), *map(digest, others)}
     assert len(digests) == 8
+
+
+# Modules
+
+
+class Module(nn.Module):
+    r"""Has parameters and buffers of several types and shapes, zero dimensions among them."""
+
+    def __init__(self, start):
+        super().__init__()
+        generator = torch.Generator().manual_seed(start)
+        linear = nn.Linear(3, 2, dtype=torch.float64)
+        nn.init.normal_(linear.weight, generator=generator)
+        self.inner = nn.Sequential(linear, nn.BatchNorm2d(2))
+        self.number = nn.Parameter(torch.tensor(0.5 + start))
+        self.register_buffer("count", torch.tensor(2**40 + start))
+        self.register_buffer("mask", torch.rand(4, generator=generator) < 0.5)
+        self.register_buffer("bytes", torch.full((2, 0, 3), start, dtype=torch.uint8))
+        self.register_buffer("turned", torch.rand(3, 2, generator=generator).T)
+        self.register_buffer("fleeting", torch.tensor(float(start)), persistent=False)
+
+
+def assert_same(module, state):
+    assert module.state_dict().keys() == state.keys()
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == state[name].dtype, name
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_state_round_trip(tmp_path):
+    module, other = Module(1), Module(2)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    arrays = checkpoints.state_arrays(module)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        name: tuple(tensor.shape) for name, tensor in expected.items()
+    }
+    assert arrays["count"] == 2**40 + 1
+
+    checkpoints.write(tmp_path / "file", arrays, {})
+    kept = dict(other.named_parameters())
+    checkpoints.load_state(other, {**checkpoints.read(tmp_path / "file")[0], "stray": np.ones(2)})
+    assert_same(other, expected)
+    assert all(parameter is kept[name] for name, parameter in other.named_parameters())
+    assert other.fleeting == 2
+
+
+def test_state_arrays_are_copies():
+    module = Module(1)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    arrays = checkpoints.state_arrays(module)
+    for array in arrays.values():
+        array[...] = 1
+    assert_same(module, expected)
+
+    arrays = checkpoints.state_arrays(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert arrays["number"] == 1.5
+    checkpoints.load_state(module, arrays)
+    arrays["number"][...] = 9
+    assert_same(module, expected)
+
+
+def test_state_of_arrays_that_cannot_be_written():
+    module, other = Module(1), Module(2)
+    arrays = checkpoints.state_arrays(module)
+    for array in arrays.values():
+        array.setflags(write=False)
+    checkpoints.load_state(other, arrays)
+    assert_same(other, module.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("number", None, r"expected number of torch.float32 \(\), got none"),
+        ("count", None, r"expected count of torch.int64 \(\), got none"),
+        ("number", np.ones(1, np.float32), r"float32 \(\), got torch.float32 \(1,\)"),
+        ("turned", np.ones((3, 2), np.float32), r"\(2, 3\), got torch.float32 \(3, 2\)"),
+        ("mask", np.ones(4, np.uint8), r"expected mask of torch.bool \(4,\), got torch.uint8"),
+        ("inner.0.weight", np.ones((2, 3), np.float32), r"of torch.float64 .*got torch.float32"),
+        ("inner.1.num_batches_tracked", np.array(1.0), r"of torch.int64 .*got torch.float64 \(\)"),
+    ],
+)
+def test_wrong_state_changes_nothing(name, array, message):
+    module, other = Module(1), Module(2)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    arrays = checkpoints.state_arrays(other)
+    if array is None:
+        del arrays[name]
+    else:
+        arrays[name] = array
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load_state(module, arrays)
+    assert_same(module, expected)

@@ -97,11 +97,16 @@ def state_arrays(module: nn.Module) -> dict[str, np.ndarray]:
     Arguments:
         module: The module.
 
+    Raises:
+        TypeError: If a parameter is of bfloat16, which NumPy does not know.
+
     Example:
         >>> {name: array.shape for name, array in state_arrays(nn.Linear(3, 2)).items()}
         {'weight': (2, 3), 'bias': (2,)}
     """
     state = module.state_dict()
+    if odd := {tensor.dtype for tensor in state.values()} & {torch.bfloat16}:
+        raise TypeError(f"expected a type that NumPy knows, got {odd}; convert with .float()")
     return {name: tensor.cpu().numpy().copy() for name, tensor in state.items()}
 
 

@@ -15,6 +15,7 @@ from .conditional import Stage as Stage
 from .conditional import flatten_parameters as flatten_parameters
 from .conditional import parameter_count as parameter_count
 from .conditional import unflatten_parameters as unflatten_parameters
+from .contexts import ImageContext as ImageContext
 from .em import EMSettings as EMSettings
 from .em import FitResult as FitResult
 from .em import fit as fit

@@ -1,0 +1,74 @@
+r"""Convolution and attention layers that all cores share.
+
+Every layer says whether it is linear, with an exact adjoint; whether its outputs depend on
+their own sample alone; and how many inputs each weight sums.
+"""
+
+from .activations import activation as activation
+from .attention import AttentionBlock as AttentionBlock
+from .attention import FeedForward as FeedForward
+from .attention import MultiHeadAttention as MultiHeadAttention
+from .attention import attend as attend
+from .backbone import Backbone as Backbone
+from .backbone import load_backbone as load_backbone
+from .backbone import save_backbone as save_backbone
+from .blocks import BLOCKS as BLOCKS
+from .blocks import make_block as make_block
+from .convattention import ConvAttentionBlock as ConvAttentionBlock
+from .convattention import ConvEmbedding as ConvEmbedding
+from .convnext import ConvNeXtBlock as ConvNeXtBlock
+from .convolution import Conv2d as Conv2d
+from .convolution import chain_fields as chain_fields
+from .crate import CrateBlock as CrateBlock
+from .crate import CrateDecoderBlock as CrateDecoderBlock
+from .crate import SparseStep as SparseStep
+from .crate import SubspaceAttention as SubspaceAttention
+from .decoders import MapDecoder as MapDecoder
+from .decoders import TokenDecoder as TokenDecoder
+from .fans import fan_in as fan_in
+from .fans import fan_ins as fan_ins
+from .fans import initialise as initialise
+from .ffnattention import FFNAttentionBlock as FFNAttentionBlock
+from .ffnattention import ReparamConv2d as ReparamConv2d
+from .haar import Haar as Haar
+from .haar import Subbands as Subbands
+from .haar import integer_haar as integer_haar
+from .haar import integer_haar_inverse as integer_haar_inverse
+from .inverted import FusedInvertedResidual as FusedInvertedResidual
+from .inverted import InvertedResidual as InvertedResidual
+from .inverted import SqueezeExcite as SqueezeExcite
+from .largekernel import DilatedReparamConv2d as DilatedReparamConv2d
+from .largekernel import LargeKernelBlock as LargeKernelBlock
+from .latents import LatentRead as LatentRead
+from .layer import Layer as Layer
+from .layer import LinearLayer as LinearLayer
+from .layer import MapLayer as MapLayer
+from .layer import TokenLayer as TokenLayer
+from .linearattention import LinearAttentionBlock as LinearAttentionBlock
+from .linearattention import ProgressiveNorm as ProgressiveNorm
+from .linearconv import Composition as Composition
+from .linearconv import LinearConv2d as LinearConv2d
+from .local import LocalAttention as LocalAttention
+from .local import LocalAttentionBlock as LocalAttentionBlock
+from .masked import MaskedImageModel as MaskedImageModel
+from .merging import merge as merge
+from .norms import NORMS as NORMS
+from .norms import norm as norm
+from .norms import token_norm as token_norm
+from .plain import ConvNormAct as ConvNormAct
+from .plain import PlainStack as PlainStack
+from .positional import PositionalAttention as PositionalAttention
+from .positional import PositionalAttentionBlock as PositionalAttentionBlock
+from .pretraining import PretrainingResult as PretrainingResult
+from .pretraining import PretrainingSettings as PretrainingSettings
+from .pretraining import pretrain as pretrain
+from .probes import LinearProbe as LinearProbe
+from .probes import fit_probe as fit_probe
+from .promises import is_function as is_function
+from .promises import is_per_sample as is_per_sample
+from .recursive import RecursiveGatedBlock as RecursiveGatedBlock
+from .recursive import RecursiveGatedConv as RecursiveGatedConv
+from .residual import PreActivationBlock as PreActivationBlock
+from .tokens import OnMaps as OnMaps
+from .tokens import sincos_positions as sincos_positions
+from .wavemix import WaveMixBlock as WaveMixBlock
