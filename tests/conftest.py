@@ -23,6 +23,15 @@ def data_folder():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    r"""Keeps threads from waiting for each other on busy cores, as small sums gain nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def small_cells(monkeypatch):
     r"""Makes cells of about 96 pixels, with at least 4 rows and at most 16 columns."""

@@ -34,15 +34,6 @@ def _clear():
     pyro.clear_param_store()
 
 
-@pytest.fixture
-def _one_thread():
-    r"""Spares many small operations the company of idle threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small():
     return TreeCircuit(quad_tree(2, 2), Categorical(4, 2, 3), shape=(2, 2))
 
@@ -189,7 +180,7 @@ def nothing(data):
     r"""A guide for models whose latents are enumerated."""
 
 
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_learns_a_circuit():
     # Two units suffice for any distribution of two bits.
     circuit = TreeCircuit(binary_tree(2), Categorical(2, 2, 2))
@@ -211,7 +202,7 @@ def test_learns_a_circuit():
     assert_close(learned.detach(), truth, rtol=0, atol=0.02)
 
 
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_learns_the_weight_of_a_mixture_of_circuits():
     torch.manual_seed(1)
     circuits = [TreeCircuit(binary_tree(8), Binomial(8, 2, 4)) for _ in range(2)]

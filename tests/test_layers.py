@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from probnets import layers
 from probnets.layers.visible import expand
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = [(1, 1), (1, 6), (5, 7), (8, 9)]
 SUBJECTS = {n: c for n, c in CASES.items() if build(c).state_dict()}
 

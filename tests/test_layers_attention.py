@@ -13,6 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from probnets.layers import attention
 from probnets.layers.attention import AttentionBlock, FeedForward, MultiHeadAttention, attend
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def double(*shape):
     return torch.randn(*shape, dtype=torch.float64)

@@ -16,6 +16,8 @@ from probnets.layers import Backbone, load_backbone, save_backbone
 from probnets.layers.blocks import BLOCKS
 from probnets.layers.visible import expand, gather
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = "".join(sorted(BLOCKS))
 LAYOUTS = ["CC-CC-CCT-TT", "N", "TK-T", "W-V", "A-SQ-GF", "L-I-R-P"]
 

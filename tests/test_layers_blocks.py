@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from probnets import layers
 from probnets.layers.blocks import BLOCKS, heads_for, make_block
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LETTERS = sorted(BLOCKS)
 
 

@@ -9,6 +9,8 @@ from torch.testing import assert_close
 from probnets.layers import is_function
 from probnets.layers.convattention import ConvAttentionBlock, ConvEmbedding
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def drawn(layer):
     layer = layer.double().eval()

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from probnets.layers.convnext import ConvNeXtBlock
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def shake(module) -> Any:
     with torch.no_grad():

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 from probnets.layers.convolution import Conv2d, chain_fields
 from probnets.layers.norms import norm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Values
 
 

@@ -5,6 +5,8 @@ import torch
 
 from probnets.layers.crate import CrateBlock, CrateDecoderBlock, SparseStep, SubspaceAttention
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def double(*shape):
     return torch.randn(*shape, dtype=torch.float64)

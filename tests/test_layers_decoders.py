@@ -8,6 +8,8 @@ from probnets.layers import AttentionBlock, CrateDecoderBlock, MapDecoder, Token
 from probnets.layers.decoders import FillHidden
 from probnets.layers.visible import expand
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS = {
     "attention": lambda D: AttentionBlock(D, heads=2),
     "CRATE": lambda D: CrateDecoderBlock(D, heads=2),

@@ -11,6 +11,8 @@ from probnets.layers.activations import ACTIVATIONS, activation
 from probnets.layers.fans import fan_in, fan_ins, initialise
 from probnets.layers.promises import is_function, is_per_sample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Values
 
 

@@ -10,6 +10,8 @@ from probnets.layers.ffnattention import FFNAttentionBlock, ReparamConv2d
 from probnets.layers.merging import merge
 from probnets.layers.norms import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def randomised(layer):
     layer = layer.double().eval()

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 
 from probnets.layers.haar import Haar, Subbands, integer_haar, integer_haar_inverse
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT = torch.float64
 
 

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from probnets.layers.inverted import FusedInvertedResidual, InvertedResidual, SqueezeExcite
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCKS = [InvertedResidual, FusedInvertedResidual]
 
 

@@ -14,6 +14,8 @@ from probnets.layers.linearconv import LinearConv2d
 from probnets.layers.merging import merge
 from probnets.layers.norms import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT = torch.float64
 
 

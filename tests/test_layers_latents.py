@@ -7,6 +7,8 @@ import torch
 
 from probnets.layers.latents import LatentRead
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def read(**kwargs):
     return LatentRead(8, 3, heads=2, out_features=4, dtype=torch.float64, **kwargs)

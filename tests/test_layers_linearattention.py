@@ -11,6 +11,8 @@ from probnets.layers import linearattention
 from probnets.layers.linearattention import LinearAttention, LinearAttentionBlock, ProgressiveNorm
 from probnets.layers.norms import LayerNorm, NoNorm
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = partial(ProgressiveNorm, steps=3)
 
 

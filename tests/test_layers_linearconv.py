@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from probnets.layers.haar import Haar
 from probnets.layers.linearconv import Composition, LinearConv2d
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT = torch.float64
 SIZES = [(1, 1), (2, 3), (7, 4)]
 

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from probnets.layers.attention import MultiHeadAttention
 from probnets.layers.local import LocalAttention, LocalAttentionBlock, _max_pool
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def drawn(layer):
     layer = layer.double().eval()

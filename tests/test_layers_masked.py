@@ -19,6 +19,8 @@ from probnets.layers import (
 from probnets.layers.decoders import Decoder
 from probnets.layers.visible import expand
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYOUTS = [*BLOCKS, "C-T", "NR-VT", "A-K", "TK", "T-T", "W-L-S"]
 
 

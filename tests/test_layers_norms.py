@@ -22,6 +22,8 @@ from probnets.layers.norms import (
 )
 from probnets.layers.visible import expand, gather
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def shake(module):
     with torch.no_grad():

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from probnets.layers.plain import ConvNormAct, PlainStack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def parameters_of(layer):
     return {name: tuple(p.shape) for name, p in layer.named_parameters()}

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from probnets.layers.attention import attend
 from probnets.layers.positional import PositionalAttention, PositionalAttentionBlock
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def randomised(layer):
     layer = layer.double()

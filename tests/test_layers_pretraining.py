@@ -12,6 +12,8 @@ from probnets.backend import checkpoints
 from probnets.layers import Backbone, MaskedImageModel, PretrainingSettings, pretrain
 from probnets.layers.decoders import MapDecoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT = PretrainingSettings(epochs=4, batch_size=12, lr=3e-3)
 
 

@@ -10,6 +10,8 @@ from torch.testing import assert_close
 
 from probnets.layers import LinearProbe, fit_probe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def classes(count, features, labels, *, seed=1):
     r"""Draws correlated features and labels that depend on them."""

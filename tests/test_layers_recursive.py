@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from probnets.layers.recursive import RecursiveGatedBlock, RecursiveGatedConv
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def randomised(layer):
     layer = layer.double()

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 from probnets.layers.layer import TokenLayer
 from probnets.layers.tokens import OnMaps, sincos_positions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIKE = torch.zeros((), dtype=torch.float64)
 
 

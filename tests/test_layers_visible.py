@@ -6,6 +6,8 @@ from torch.testing import assert_close
 
 from probnets.layers.visible import check_visible, expand, gather, hide, masked_mean, scatter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Two samples of 2 x 4 pixels in 1 x 2 patches of 2 x 2; the first shows its right patch.
 X = torch.arange(16.0).view(2, 1, 2, 4)
 MASK = torch.tensor([[[[False, True]]], [[[True, False]]]])

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from probnets.layers.wavemix import WaveMixBlock
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT = torch.float64
 
 
