@@ -2,10 +2,10 @@ r"""Does pre-training without labels beat random weights, and by how much?
 
 Composes a hybrid of convolution and attention, and fits linear probes with a thousand labels to
 its features: with random weights, and after masked image modelling on the training images of
-Fashion-MNIST. Prints the accuracy on the 10,000 test images over five choices of the labels,
-beside a probe of the pixels, and the time it took.
+Fashion-MNIST, padded to 32x32, in patches of 8x8. Prints the accuracy on the 10,000 test images,
+the mean over five choices of the labels, beside a probe of the pixels, and the time it took.
 
-    python benchmarks/pretraining.py [--layout CC-CCT-TT] [--epochs 12] [--runs runs] [--smoke]
+    python benchmarks/pretraining.py [--layout NN-TT] [--epochs 6] [--runs runs] [--smoke]
 
 The backbone is kept in the folder of runs, and so is a checkpoint, from which an interrupted
 training continues.
@@ -19,7 +19,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probnets import data
 from probnets.layers import (
@@ -39,23 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     r"""Runs the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="the folder with fashion.npz")
-    parser.add_argument("--layout", default="CC-CCT-TT")
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--layout", default="NN-TT")
+    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--labels", type=int, default=1000)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="keeps the backbone")
     parser.add_argument("--smoke", action="store_true", help="seconds, on synthetic images")
     options = parser.parse_args(argv)
 
     if options.smoke:
-        x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (96, 1, 8, 8), np.uint8))
+        x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (96, 1, 16, 16), np.uint8))
         y = (x.double().mean(dim=(1, 2, 3)) > 127).long()
         options.layout, options.width, options.epochs, options.labels = "C-T", 8, 1, 40
         run(options, (x, y), (x[:40], y[:40]), None)
         return 0
     digits = data.fashion(options.data)
-    train = torch.from_numpy(digits.train)[:, None], torch.from_numpy(digits.train_labels).long()
-    test = torch.from_numpy(digits.test)[:, None], torch.from_numpy(digits.test_labels).long()
+    train, test = (
+        (nn.functional.pad(torch.from_numpy(x)[:, None], (2, 2, 2, 2)), torch.from_numpy(y).long())
+        for x, y in ((digits.train, digits.train_labels), (digits.test, digits.test_labels))
+    )
     options.runs.mkdir(parents=True, exist_ok=True)
     run(options, train, test, options.runs)
     return 0
@@ -67,7 +69,8 @@ def run(options: argparse.Namespace, train: Split, test: Split, runs: Path | Non
         options.layout,
         in_channels=1,
         width=options.width,
-        stem=1,
+        stem=2,
+        options={"N": {"layer_scale": None}} if "N" in options.layout else None,
         generator=torch.Generator().manual_seed(0),
     )
     backbone.standardise(train[0])
@@ -77,7 +80,9 @@ def run(options: argparse.Namespace, train: Split, test: Split, runs: Path | Non
     report("pixels", train[0].flatten(1).float(), test[0].flatten(1).float(), train, test, options)
     before = probe("random weights", backbone, train, test, options)
 
-    model = MaskedImageModel(backbone, generator=torch.Generator().manual_seed(1))
+    model = MaskedImageModel(
+        backbone, patch=8, width=64, generator=torch.Generator().manual_seed(1)
+    )
     settings = PretrainingSettings(epochs=options.epochs)
     kept = None if runs is None else runs / f"fashion-{options.layout}-{options.epochs}"
     start = time.perf_counter()
@@ -125,9 +130,7 @@ def report(
     scores = []
     for rows in choices(train, options):
         own = rows if inside is None else inside[rows]
-        fitted = fit_probe(
-            known[own], train[1][rows], generator=torch.Generator().manual_seed(0)
-        )
+        fitted = fit_probe(known[own], train[1][rows], generator=torch.Generator().manual_seed(0))
         scores.append(fitted.accuracy(new, test[1]))
     spread = stdev(scores)
     print(f"{name:24}{100 * mean(scores):.2f} ± {100 * spread:.2f} %", flush=True)

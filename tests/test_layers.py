@@ -151,7 +151,8 @@ def test_adjoint_is_exact(case, size):
 def test_linear_means_linear(case):
     layer, x, y = build(case), draw(case), draw(case)
     additive = torch.allclose(layer(2 * x - 3 * y), 2 * layer(x) - 3 * layer(y))
-    assert layer.linear == additive
+    assert layer.linear == isinstance(layer, layers.LinearLayer)
+    assert additive or not layer.linear
 
 
 # Weights
@@ -188,6 +189,21 @@ def test_gradients_are_slopes(case):
     minus = loss({k: v - h * along[0][k] for k, v in weights.items()}, x - h * along[1])
     exact = (slope * along[1]).sum() + sum((slopes[k] * along[0][k]).sum() for k in weights)
     assert_close((plus - minus) / (2 * h), torch.as_tensor(exact), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(**every(CASES))
+def test_gradients_can_be_differentiated(case):
+    layer, x = build(case), draw(case, batch=1).requires_grad_()
+    y = layer(x)
+    target = torch.randn_like(y)
+    once = torch.autograd.grad((y * target).sum(), x)[0]
+    again = torch.autograd.grad((layer(x) * target).sum(), x, create_graph=True)[0]
+    assert_close(again, once)
+    weights = list(layer.parameters())
+    if again.requires_grad and weights:  # else the layer is linear, or has none
+        loss = again.square().sum()
+        slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+        assert all(slope is None or slope.isfinite().all() for slope in slopes)
 
 
 @pytest.mark.parametrize(**every(SUBJECTS))
@@ -265,6 +281,47 @@ def test_receptive_field(case):
                 if len(where):
                     extent = max(extent, int(where.max() - where.min()) + 1)
     assert extent == (case.shape[-1] if case.field is None else case.field)
+
+
+PAIRS = {
+    "windows": ("AA", 4, {"block": 4}),
+    "windows and kernels": ("AN", 4, {"block": 4}),
+    "kernels and windows": ("NA", 4, {"block": 4}),
+    "halos": ("AA", 4, {"block": 4, "halo": 1}),
+    "shifts": ("AA", 4, {"block": 4, "shift": 2}),
+    "wavelets": ("WW", 4, {}),
+    "kernels": ("NR", 4, {}),
+}
+
+
+@pytest.mark.parametrize(("layout", "width", "options"), PAIRS.values(), ids=list(PAIRS))
+def test_no_output_sees_more_than_stated(layout, width, options):
+    own = {"A": options} if "A" in layout else None
+    net = layers.Backbone(
+        layout,
+        in_channels=1,
+        width=width,
+        stem=1,
+        patches=True,
+        norm="layer",
+        options=own,
+        dtype=torch.float64,
+    )
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(1, 1, 24, 24, dtype=torch.float64, requires_grad=True)
+    y = net.maps(x)[-1]
+    extent = 0
+    for i in range(24):
+        some = torch.randn_like(y[0, :, i, i])
+        slope = torch.autograd.grad((y[0, :, i, i] * some).sum(), x, retain_graph=True)[0]
+        where = slope.abs().amax(dim=(0, 1, 2)).nonzero()
+        extent = max(extent, int(where.max() - where.min()) + 1)
+    field = net.receptive_field
+    assert field is not None
+    assert extent <= field < 24
+    if layout == "NR":
+        assert extent == field
 
 
 def patches(case, layer, x, *, shown=0.5):

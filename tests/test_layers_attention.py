@@ -87,6 +87,24 @@ def test_fused_attention_agrees(shape, fused):
     assert len(fused) == 3  # forward, and once more for the gradient
 
 
+def test_tensors_may_come_from_one_another():
+    x = double(2, 2, 3, 4).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: attend(2 * x, x, x.sin()), x)
+    first, second = (
+        torch.autograd.grad(attend(x, x, x).square().sum(), x, create_graph=again)[0]
+        for again in (True, False)
+    )
+    torch.testing.assert_close(first, second)
+
+
+def test_queries_of_another_type_are_not_fused(fused):
+    q, k, v = (torch.randn(1, 1, 3, 4, requires_grad=True) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        attend(q, k.bfloat16(), v.bfloat16()).sum().backward()
+    assert not fused
+    assert q.grad is not None
+
+
 def test_fused_attention_keeps_no_scores():
     q, k, v = (torch.randn(1, 1, 64, 4, requires_grad=True) for _ in range(3))
     kept = []

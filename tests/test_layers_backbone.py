@@ -477,11 +477,61 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="block 'P' of 4 channels: expected options that keep"):
         Backbone("P", width=4, options={"P": {"stride": 2}})
     with pytest.raises(ValueError, match="block 'T' of 16 channels: expected a norm of tokens"):
-        Backbone("PT", width=16, norm="batch")
+        Backbone("PT", width=16, options={"T": {"norm": "batch"}})
+    with pytest.raises(ValueError, match="expected options that a file can hold"):
+        Backbone("S", width=16, options={"S": {"norm": layers.norm}})
+    with pytest.raises(ValueError, match="expected options of a letter, or several in turn"):
+        Backbone("S", width=16, options={"S": []})
     with pytest.raises(ValueError, match="'maps' or 'logits', got 'probabilities'"):
         Backbone("P", output="probabilities")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected stride >= 1, got 0"):
         Backbone("P", stem=0)
+
+
+def test_options_in_turn():
+    shifts = [{"block": 4, "shift": s} for s in (0, 2)]
+    net = Backbone("AA-NA", width=16, options={"A": shifts, "N": {"kernel_size": 3}})
+    found = [m.shift for m in net.modules() if isinstance(m, layers.LocalAttention)]
+    assert found == [0, 2, 0]
+
+
+def test_norms_reach_all_blocks_that_know_them():
+    net = Backbone("C-T", width=16, norm="batch")
+    kinds = {type(m).__name__ for m in net.modules()}
+    assert {"BatchNorm2d", "LayerNorm"} <= kinds
+    assert "GroupNorm" not in kinds
+
+
+@pytest.mark.parametrize("layout", [*BLOCKS, "C-T", "A-W"])
+def test_hidden_pixels_may_be_missing(layout):
+    net = Backbone(layout, in_channels=1, width=16, stem=2).double()
+    x = torch.rand(2, 1, 16, 16).double()
+    visible = torch.tensor([[1, 0], [0, 1]]).bool().expand(2, 1, 2, 2)
+    holes = x.masked_fill(~visible.repeat_interleave(8, 2).repeat_interleave(8, 3), torch.nan)
+    found = net.features(holes, visible)
+    assert torch.equal(found, net.features(x, visible))
+    found.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_something_must_be_visible():
+    visible = torch.tensor([True, False]).view(2, 1, 1, 1)
+    with pytest.raises(ValueError, match="expected one visible patch or more in each sample"):
+        build("P").features(draw(2, 2, 4, 4), visible)
+
+
+@pytest.mark.parametrize("layout", ["L", "S", "F", "CL-TS"])
+def test_merged_backbones_are_kept(layout, tmp_path):
+    net = Backbone(layout, in_channels=1, width=16, norm="batch").eval()
+    x, one = torch.rand(2, 1, 16, 16), layers.merge(net)
+    save_backbone(tmp_path / "one", one)
+    again = load_backbone(tmp_path / "one")
+    assert again.state_dict().keys() == one.state_dict().keys() != net.state_dict().keys()
+    assert torch.equal(again(x), one(x))
+
+    one.head = torch.nn.Linear(16, 3)
+    with pytest.raises(ValueError, match="a backbone as it was composed, or merged, got one"):
+        save_backbone(tmp_path / "one", one)
 
 
 def test_wrong_classes():

@@ -105,7 +105,17 @@ def test_blocks_that_see_no_places_take_pixels_in_any_order(letter):
             parameter.add_(0.3 * torch.randn_like(parameter))
     x, order = draw(1, 16, 36), torch.randperm(36)
     y, moved = (block(z.unflatten(2, (6, 6))).flatten(2) for z in (x, x[:, :, order]))
-    assert torch.allclose(moved, y[:, :, order]) != BLOCKS[letter].sees_places
+    assert torch.allclose(moved, y[:, :, order]) == BLOCKS[letter].tokens
+
+
+@pytest.mark.parametrize("letter", BLOCKS)
+@pytest.mark.parametrize("name", layers.NORMS)
+def test_every_block_goes_with_every_norm(letter, name):
+    block, x = make_block(letter, 16, norm=name).eval(), torch.randn(2, 16, 5, 3)
+    assert block(x).shape == x.shape
+    alone = {"layer", "layer_plain", "none"} if BLOCKS[letter].tokens else set(layers.NORMS)
+    twin = make_block(letter, 16)
+    assert (repr(block) == repr(twin.eval())) == (name == BLOCKS[letter].norm or name not in alone)
 
 
 def test_options_reach_the_block():
@@ -139,7 +149,7 @@ def test_wrong_options():
     with pytest.raises(ValueError, match="block 'T' of 8 channels: expected features divisible"):
         make_block("T", 8, options={"heads": 3})
     with pytest.raises(ValueError, match="block 'T' of 8 channels: expected a norm of tokens"):
-        make_block("T", 8, norm="group")
+        make_block("T", 8, options={"norm": "group"})
 
 
 @pytest.mark.parametrize(

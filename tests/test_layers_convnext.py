@@ -97,7 +97,7 @@ def test_fields_and_fans():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="expected expansion >= 1, got 0"):
+    with pytest.raises(ValueError, match="expected a hidden layer of one or more"):
         ConvNeXtBlock(4, expansion=0)
     with pytest.raises(ValueError, match="expected an odd kernel_size"):
         ConvNeXtBlock(4, kernel_size=4)

@@ -6,9 +6,9 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from probnets.layers.convolution import Conv2d
-from probnets.layers.ffnattention import FFNAttentionBlock, ReparamConv2d
+from probnets.layers.ffnattention import FFNAttentionBlock
+from probnets.layers.largekernel import DilatedReparamConv2d
 from probnets.layers.merging import merge
-from probnets.layers.norms import BatchNorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,10 +27,10 @@ def randomised(layer):
 
 
 def test_by_hand():
-    layer = ReparamConv2d(1, 5, inner=3, norm="none").double()
+    layer = DilatedReparamConv2d(1, 5, small=[(3, 1)], norm="none").double()
     with torch.no_grad():
-        layer.large.conv.weight.fill_(1.0)
-        layer.small.conv.weight.fill_(10.0)
+        for parameter, value in zip(layer.parameters(), (1.0, 10.0), strict=True):
+            parameter.fill_(value)
     x = torch.zeros(1, 1, 1, 6, dtype=torch.float64)
     x[..., 2] = 1.0
     expected = torch.tensor([[[[1.0, 11.0, 11.0, 11.0, 1.0, 0.0]]]], dtype=torch.float64)
@@ -41,40 +41,25 @@ def test_by_hand():
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("inner", [1, 3, 7])
 def test_merged_kernel_computes_the_same(norm, inner):
-    layer = randomised(ReparamConv2d(4, 7, inner=inner, norm=norm))
+    layer = randomised(DilatedReparamConv2d(4, 7, small=[(inner, 1)], norm=norm))
     one = layer.merged()
 
     assert isinstance(one, Conv2d)
     assert one.conv.weight.shape == (4, 1, 7, 7)
     assert (one.conv.bias is None) == (norm == "none")
-    assert one.linear == layer.linear == (norm == "none")
     for size in ((9, 8), (1, 1)):
         x = torch.randn(2, 4, *size, dtype=torch.float64)
         assert_close(one(x), layer(x))
 
 
-def test_branches_against_torch():
-    layer = randomised(ReparamConv2d(3, 5))
-    x = torch.randn(2, 3, 6, 4, dtype=torch.float64)
-    y = torch.zeros_like(x)
-    for conv, norm, rim in ((layer.large, layer.norm1, 2), (layer.small, layer.norm2, 1)):
-        assert isinstance(norm, BatchNorm)
-        inner = functional.conv2d(x, conv.conv.weight, padding=rim, groups=3)
-        bn = norm.norm
-        y = y + functional.batch_norm(
-            inner, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
-        )
-    assert_close(layer(x), y)
-
-
-@pytest.mark.parametrize("squeeze", [None, 2])
+@pytest.mark.parametrize("squeeze", [0.0, 0.5])
 def test_block_is_two_scaled_branches(squeeze):
     block = randomised(FFNAttentionBlock(4, kernel_size=5, squeeze=squeeze, res_scale=0.5))
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
 
     y = block.keys(block.norm1(block.query(x)))
     y = block.values(functional.gelu(y))
-    assert (block.squeeze is None) == (squeeze is None)
+    assert (block.squeeze is None) == (squeeze == 0)
     if block.squeeze is not None:
         y = block.squeeze(y)
     middle = x + 0.5 * y
@@ -85,12 +70,12 @@ def test_block_is_two_scaled_branches(squeeze):
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_merged_block_computes_the_same(norm):
-    block = randomised(FFNAttentionBlock(4, norm=norm, squeeze=2))
+    block = randomised(FFNAttentionBlock(4, norm=norm, squeeze=0.5))
     one = merge(block)
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
 
     assert_close(one(x), block(x))
-    assert not any(isinstance(m, ReparamConv2d) for m in one.modules())
+    assert not any(isinstance(m, DilatedReparamConv2d) for m in one.modules())
     visible = torch.tensor([[[[1, 0], [1, 1], [0, 0]]]]).bool().expand(2, -1, -1, -1)
     shown = visible.repeat_interleave(2, dim=2).repeat_interleave(3, dim=3)
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
@@ -98,21 +83,14 @@ def test_merged_block_computes_the_same(norm):
 
 
 def test_receptive_fields():
-    assert ReparamConv2d(2, 7).receptive_field is None  # batch norm in training
-    assert ReparamConv2d(2, 7).eval().receptive_field == 7
     assert FFNAttentionBlock(2, norm="layer").receptive_field == 19
-    assert FFNAttentionBlock(2, norm="layer", squeeze=1).receptive_field is None
+    assert FFNAttentionBlock(2, norm="layer", squeeze=1.0).receptive_field is None
 
 
-@pytest.mark.parametrize(("inner", "width"), [(5, 3), (2, 5), (3, 6), (-1, 3)])
-def test_wrong_kernels(inner, width):
-    with pytest.raises(ValueError, match=f"inner <= kernel_size, got {inner} and {width}"):
-        ReparamConv2d(4, width, inner=inner)
-
-
-def test_wrong_norm_of_kernels():
-    with pytest.raises(ValueError, match="expected norm batch or none, which merge, got 'layer'"):
-        ReparamConv2d(4, norm="layer")  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(("small", "width"), [((5, 1), 3), ((3, 2), 3), ((3, 4), 7)])
+def test_wrong_kernels(small, width):
+    with pytest.raises(ValueError, match=f"small kernels no wider than {width} pixels, got"):
+        DilatedReparamConv2d(4, width, small=[small])
 
 
 def test_wrong_expansion():

@@ -124,7 +124,7 @@ def test_merged_weights_are_their_own():
 
 @pytest.mark.parametrize("width", [3, 7])
 def test_block_matches_the_definition(width):
-    block = live(LargeKernelBlock(8, width, squeeze=2, res_scale=0.5, dtype=FLOAT))
+    block = live(LargeKernelBlock(8, width, squeeze=0.5, res_scale=0.5, dtype=FLOAT))
     gamma = nn.init.normal_(cast(Tensor, block.layer_scale))
     nn.init.normal_(block.response.weight)
     x = torch.randn(2, 8, 5, 6, dtype=FLOAT)
@@ -141,10 +141,14 @@ def test_block_matches_the_definition(width):
 
 
 def test_norms_of_a_block():
-    assert not LargeKernelBlock(4, 5).depthwise.linear
-    assert LargeKernelBlock(4, 5, norm="layer").depthwise.linear
+    first, second = (LargeKernelBlock(4, 5, norm=name).depthwise for name in ("batch", "layer"))
+    assert isinstance(first, DilatedReparamConv2d)
+    assert isinstance(second, DilatedReparamConv2d)
+    with pytest.raises(ValueError, match="expected norm 'none', got 'batch'"):
+        first.as_linear()
+    assert second.as_linear().linear
     assert isinstance(LargeKernelBlock(4, 3).depthwise, Conv2d)
-    assert LargeKernelBlock(4, 5).squeeze.down.out_channels == 1
+    assert LargeKernelBlock(8, 5).squeeze.down.out_channels == 2
     assert LargeKernelBlock(4, 5, norm="none").project.conv.bias is not None
     assert LargeKernelBlock(4, 5).project.conv.bias is None
     assert LargeKernelBlock(4, 5, layer_scale=None).layer_scale is None
@@ -168,5 +172,5 @@ def test_wrong_options():
         DilatedReparamConv2d(2, 5).kernel()
     with pytest.raises(ValueError, match="expected norm 'none', got 'batch'"):
         DilatedReparamConv2d(2, 5).as_linear()
-    with pytest.raises(ValueError, match="expected expansion >= 1 and squeeze >= 1, got 4 and 0"):
+    with pytest.raises(ValueError, match=r"expected squeeze in \(0, 1\], got 0"):
         LargeKernelBlock(4, 5, squeeze=0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from probnets import layers
 from probnets.layers.visible import check_visible, expand, gather, hide, masked_mean, scatter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,3 +108,12 @@ def test_masks_that_do_not_fit():
         check_visible(good[:, :, :0], x)
     with pytest.raises(ValueError, match=r"boolean mask with shape \(2, 1, h, w\), got torch.uin"):
         check_visible(good.to(torch.uint8), x)
+
+
+@pytest.mark.parametrize("name", ["group", "response"])
+def test_large_maps_of_short_floats(name):
+    x = torch.full((1, 8, 300, 300), 5.0, dtype=torch.float16)
+    visible = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    layer = layers.norm(name, 8, dtype=torch.float16)
+    assert layer(x, visible).isfinite().all()
+    assert torch.equal(masked_mean(x, visible), x[:, :, :1, :1])

@@ -86,8 +86,8 @@ def test_patches_of_one_level_are_too_small_for_two():
     ("options", "sentence"),
     [
         ({"channels": 6}, "expected channels divisible by 4, got 6"),
-        ({"levels": 0}, "expected levels >= 1 and expansion >= 1, got 0 and 2"),
-        ({"expansion": 0}, "expected levels >= 1 and expansion >= 1, got 1 and 0"),
+        ({"levels": 0}, "expected levels >= 1, got 0"),
+        ({"expansion": 0}, "expected a hidden layer of one or more"),
     ],
 )
 def test_wrong_options(options, sentence):

@@ -29,7 +29,6 @@ from .fans import fan_in as fan_in
 from .fans import fan_ins as fan_ins
 from .fans import initialise as initialise
 from .ffnattention import FFNAttentionBlock as FFNAttentionBlock
-from .ffnattention import ReparamConv2d as ReparamConv2d
 from .haar import Haar as Haar
 from .haar import Subbands as Subbands
 from .haar import integer_haar as integer_haar
@@ -45,7 +44,6 @@ from .layer import LinearLayer as LinearLayer
 from .layer import MapLayer as MapLayer
 from .layer import TokenLayer as TokenLayer
 from .linearattention import LinearAttentionBlock as LinearAttentionBlock
-from .linearattention import ProgressiveNorm as ProgressiveNorm
 from .linearconv import Composition as Composition
 from .linearconv import LinearConv2d as LinearConv2d
 from .local import LocalAttention as LocalAttention
@@ -53,6 +51,7 @@ from .local import LocalAttentionBlock as LocalAttentionBlock
 from .masked import MaskedImageModel as MaskedImageModel
 from .merging import merge as merge
 from .norms import NORMS as NORMS
+from .norms import ProgressiveNorm as ProgressiveNorm
 from .norms import norm as norm
 from .norms import token_norm as token_norm
 from .plain import ConvNormAct as ConvNormAct

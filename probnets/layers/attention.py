@@ -1,6 +1,6 @@
 r"""Attention between tokens."""
 
-__all__ = ["AttentionBlock", "FeedForward", "MultiHeadAttention", "attend", "head_width"]
+__all__ = ["AttentionBlock", "FeedForward", "MultiHeadAttention", "attend"]
 
 import math
 from typing import Literal
@@ -15,6 +15,7 @@ from .activations import Activation
 from .activations import activation as create_activation
 from .layer import TokenLayer
 from .norms import token_norm
+from .widths import head_width, hidden_width
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
@@ -76,7 +77,9 @@ class _Fused(Function):
         tensors = ctx.saved_tensors  # type: ignore[attr-defined]
         needs = ctx.needs_input_grad  # type: ignore[attr-defined]
         with torch.enable_grad():
-            if not again:
+            if again:  # views, as one of the tensors may come from another
+                tensors = [x.view_as(x) for x in tensors]
+            else:
                 pairs = zip(tensors, needs, strict=True)
                 tensors = [x.detach().requires_grad_(needed) for x, needed in pairs]
             attention = _attend_torch if again else _fused
@@ -96,6 +99,7 @@ def _fusible(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
         q.ndim == 4
         and q.shape[:2] == k.shape[:2] == v.shape[:2]
         and q.shape[-1] == v.shape[-1]
+        and q.dtype == k.dtype == v.dtype
         and (bias is None or (bias.ndim in (2, 4) and bias.dtype == q.dtype))
         and not any(map(_transformed, tensors))
     )
@@ -106,31 +110,6 @@ def _transformed(x: Tensor) -> bool:
     functorch = getattr(torch._C, "_functorch", None)
     wrapped = getattr(functorch, "is_functorch_wrapped_tensor", None)
     return wrapped is None or wrapped(x) or forward_ad.unpack_dual(x).tangent is not None
-
-
-def head_width(features: int, heads: int, head_features: int | None) -> int:
-    r"""Returns the number of features of a head, by default an equal share of all.
-
-    Arguments:
-        features: The number of features that heads share by default.
-        heads: The number of heads.
-        head_features: The number of features of a head, or None.
-
-    Raises:
-        ValueError: If a number is below one, or heads do not divide the features they share.
-    """
-    if heads < 1:
-        raise ValueError(f"expected heads >= 1, got {heads}")
-    if head_features is None:
-        if features % heads:
-            raise ValueError(
-                f"expected features divisible by heads, got {features} and {heads}; "
-                "give head_features"
-            )
-        return features // heads
-    if head_features < 1:
-        raise ValueError(f"expected head_features >= 1, got {head_features}")
-    return head_features
 
 
 class MultiHeadAttention(TokenLayer):
@@ -234,12 +213,7 @@ class FeedForward(TokenLayer):
         super().__init__(features)
         if kind not in ("mlp", "geglu"):
             raise ValueError(f"expected kind mlp or geglu, got {kind!r}")
-        hidden = round(expansion * features)
-        if hidden < 1:
-            raise ValueError(
-                f"expected a hidden layer of one or more, got round({expansion} * {features}) "
-                f"= {hidden}; raise expansion"
-            )
+        hidden = hidden_width(features, expansion)
         self.kind = kind
         parts = 2 if kind == "geglu" else 1
         self.expand = nn.Linear(features, parts * hidden, device=device, dtype=dtype)

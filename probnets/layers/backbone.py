@@ -2,6 +2,8 @@ r"""Backbones, composed from a short string."""
 
 __all__ = ["Backbone", "load_backbone", "save_backbone"]
 
+import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +19,13 @@ from .convattention import ConvEmbedding
 from .convolution import chain_fields
 from .fans import initialise
 from .layer import Layer, MapLayer
+from .merging import merge
 from .norms import NormName
 from .norms import norm as make_norm
 from .tokens import sincos_positions
-from .visible import check_visible, masked_mean
+from .visible import check_visible, hide, masked_mean
 
+Options = Mapping[str, Any]
 Output = Literal["features", "tokens", "maps", "logits"]
 
 _FORMAT = 1
@@ -40,7 +44,7 @@ class Backbone(Layer):
     References:
         | AsCAN: Asymmetric Convolution-Attention Networks for Efficient Recognition and
         | Generation (Kag et al., 2024)
-        | https://arxiv.org/abs/2411.06119
+        | https://arxiv.org/abs/2411.04967
 
     Used by: circuits (networks of contexts), boltzmann (external fields), priors (Bayesian
     networks) and bottleneck (encoders).
@@ -52,13 +56,15 @@ class Backbone(Layer):
             each stage.
         stem: The stride of the stem.
         patches: Whether the stem cuts the image into patches, or convolves with overlap.
-        norm: The norm of all blocks. By default each has its own.
+        norm: The norm of all blocks, as for :func:`~probnets.layers.make_block`. By default each
+            has its own.
         res_scale: The factor of residual branches, or ``"depth"`` for :math:`1 / \sqrt{2 L}`
             with :math:`L` blocks.
-        options: Further arguments of blocks by letter, such as ``{"T": {"heads": 2}}``.
+        options: Further arguments of blocks by letter, such as ``{"T": {"heads": 2}}``, or
+            several in turn, such as ``{"A": [{"shift": 0}, {"shift": 4}]}``.
         classes: The number of classes that logits have, if there shall be any.
         output: What a call returns. By default logits if there are classes, else features.
-        generator: The source of randomness of the weights.
+        generator: The source of randomness of the weights, on their device.
         device: The device.
         dtype: The type of the weights.
 
@@ -82,7 +88,7 @@ class Backbone(Layer):
         patches: bool = False,
         norm: NormName | None = None,
         res_scale: float | Literal["depth"] = 1.0,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
+        options: Mapping[str, Options | Sequence[Options]] | None = None,
         classes: int | None = None,
         output: Output | None = None,
         generator: torch.Generator | None = None,
@@ -92,8 +98,8 @@ class Backbone(Layer):
         super().__init__()
         stages = layout.split("-")
         widths = _widths(layout, stages, width)
-        options = {letter: dict(own) for letter, own in (options or {}).items()}
-        if stray := options.keys() - set(layout.replace("-", "")):
+        given = {letter: _turns(own) for letter, own in (options or {}).items()}
+        if stray := given.keys() - set(layout.replace("-", "")):
             raise ValueError(f"expected options of blocks in {layout!r}, got {sorted(stray)}")
         output = output or ("features" if classes is None else "logits")
         if output not in ("features", "tokens", "maps", "logits"):
@@ -111,7 +117,7 @@ class Backbone(Layer):
             "patches": patches,
             "norm": norm,
             "res_scale": res_scale,
-            "options": options,
+            "options": given,
             "classes": classes,
             "output": output,
         }
@@ -120,6 +126,8 @@ class Backbone(Layer):
                 f"expected a width divisible by 4, for positions before {layout[0]!r}, "
                 f"got {widths[0]}"
             )
+        _check_config(self.config)
+        turns = {letter: itertools.cycle(own) for letter, own in given.items()}
         depth = sum(map(len, stages))
         scale = 1 / math.sqrt(2 * depth) if res_scale == "depth" else float(res_scale)
         kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -144,7 +152,7 @@ class Backbone(Layer):
                     channels,
                     norm=norm,
                     res_scale=scale,
-                    options=options.get(letter),
+                    options=next(turns[letter]) if letter in turns else None,
                     **kwargs,
                 )
                 for letter in letters
@@ -216,6 +224,9 @@ class Backbone(Layer):
             )
         if visible is not None:
             check_visible(visible, x, stride=self.stride)
+            if not bool(visible.flatten(1).any(dim=1).all()):
+                raise ValueError("expected one visible patch or more in each sample, got none")
+            x = hide(x, visible)
         mean, std = (part[:, None, None] for part in (self.input_mean, self.input_std))
         x = (x.to(mean.dtype) - mean) / std
 
@@ -263,9 +274,9 @@ class Backbone(Layer):
         self.input_std.copy_(std)
 
     def _needs_places(self) -> bool:
-        r"""Tells whether the first block cannot tell places, while the stem has no borders."""
+        r"""Tells whether the first block cannot tell places, so that positions are added."""
         first = self.config["layout"][0]
-        return not BLOCKS[first].sees_places
+        return BLOCKS[first].tokens
 
     def _layers(self) -> list[MapLayer]:
         stages = zip(self.reducers, self.stages, strict=True)
@@ -278,9 +289,20 @@ def save_backbone(path: str | Path, backbone: Backbone) -> None:
 
     Arguments:
         path: The file.
-        backbone: The backbone.
+        backbone: The backbone, as it was composed or merged by :func:`~probnets.layers.merge`.
+
+    Raises:
+        ValueError: If it has been changed in another way.
+        TypeError: If its weights are of bfloat16.
     """
-    facts = {"what": "backbone", "format": _FORMAT, "config": backbone.config}
+    fresh, names = Backbone(**backbone.config, device="meta"), backbone.state_dict().keys()
+    merged = names != fresh.state_dict().keys()
+    if merged and names != merge(fresh).state_dict().keys():
+        raise ValueError(
+            "expected a backbone as it was composed, or merged, got one with other weights; "
+            "keep its state_dict() instead"
+        )
+    facts = {"what": "backbone", "format": _FORMAT, "config": backbone.config, "merged": merged}
     checkpoints.write(path, checkpoints.state_arrays(backbone), facts)
 
 
@@ -299,10 +321,29 @@ def load_backbone(path: str | Path, *, device: torch.device | str | None = None)
     try:
         dtype = torch.from_numpy(arrays["input_mean"]).dtype
         backbone = Backbone(**facts["config"], dtype=dtype)
+        backbone = merge(backbone) if facts.get("merged") else backbone
         checkpoints.load_state(backbone, arrays)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"expected a backbone in {path}: {error}") from error
     return backbone.to(device).eval()
+
+
+def _turns(options: Options | Sequence[Options]) -> list[dict[str, Any]]:
+    r"""Returns the options of a letter, each in its turn."""
+    turns = [options] if isinstance(options, Mapping) else list(options)
+    if not turns or not all(isinstance(own, Mapping) for own in turns):
+        raise ValueError(f"expected options of a letter, or several in turn, got {options!r}")
+    return [dict(own) for own in turns]
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    r"""Raises an error unless a file can hold the configuration."""
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected options that a file can hold, names, numbers and lists of them: {error}"
+        ) from None
 
 
 def _widths(layout: str, stages: Sequence[str], width: int | Sequence[int]) -> list[int]:

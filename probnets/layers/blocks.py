@@ -33,15 +33,16 @@ class Block(NamedTuple):
         build: Creates it, from the number of channels and options.
         norm: The norm that it gets by default. With it the block is a function of one sample.
         heads: Whether it has attention heads.
+        tokens: Whether it is a layer of tokens, which knows norms of tokens alone and cannot
+            tell where in the map they are.
         residual: Whether it takes a factor of its residual branches.
-        sees_places: Whether its outputs tell where in the map they are.
     """
 
     build: Callable[..., MapLayer]
     norm: NormName
     heads: bool = False
+    tokens: bool = False
     residual: bool = True
-    sees_places: bool = True
 
 
 BLOCKS: dict[str, Block] = {
@@ -50,7 +51,12 @@ BLOCKS: dict[str, Block] = {
     "F": Block(FFNAttentionBlock, "group"),
     "G": Block(RecursiveGatedBlock, "layer"),
     "I": Block(InvertedResidual, "group"),
-    "K": Block(lambda C, **k: OnMaps(CrateBlock(C, **k)), "layer", heads=True, sees_places=False),
+    "K": Block(
+        lambda C, **k: OnMaps(CrateBlock(C, **k)),
+        "layer",
+        heads=True,
+        tokens=True,
+    ),
     "L": Block(LargeKernelBlock, "group"),
     "N": Block(ConvNeXtBlock, "layer"),
     "P": Block(lambda C, **k: ConvNormAct(C, C, **k), "group", residual=False),
@@ -58,7 +64,10 @@ BLOCKS: dict[str, Block] = {
     "R": Block(PreActivationBlock, "group"),
     "S": Block(LinearAttentionBlock, "layer", heads=True),
     "T": Block(
-        lambda C, **k: OnMaps(AttentionBlock(C, **k)), "layer", heads=True, sees_places=False
+        lambda C, **k: OnMaps(AttentionBlock(C, **k)),
+        "layer",
+        heads=True,
+        tokens=True,
     ),
     "V": Block(ConvAttentionBlock, "layer", heads=True),
     "W": Block(WaveMixBlock, "group"),
@@ -101,7 +110,8 @@ def make_block(
     Arguments:
         letter: The letter.
         channels: The number of channels, in and out.
-        norm: The norm. By default one that makes the block a function of one sample.
+        norm: The norm. By default one that makes the block a function of one sample. The blocks
+            of tokens, K and T, know layer norms alone, and keep theirs if told another.
         res_scale: The factor of residual branches.
         options: Further arguments of the block.
         device: The device.
@@ -117,7 +127,8 @@ def make_block(
     if letter not in BLOCKS:
         raise ValueError(f"expected a block of {''.join(sorted(BLOCKS))}, got {letter!r}")
     block = BLOCKS[letter]
-    arguments: dict[str, Any] = {"norm": norm or block.norm}
+    known = not block.tokens or norm in ("layer", "layer_plain", "none")
+    arguments: dict[str, Any] = {"norm": norm if norm and known else block.norm}
     if block.residual:
         arguments["res_scale"] = res_scale
     if block.heads:

@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .attention import FeedForward, attend, head_width
+from .attention import FeedForward, attend
 from .convolution import Conv2d, chain_fields
 from .layer import MapLayer
 from .norms import NormName
 from .norms import norm as make_norm
 from .tokens import OnMaps
 from .visible import expand
+from .widths import head_width
 
 
 class ConvEmbedding(MapLayer):

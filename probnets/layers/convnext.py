@@ -9,6 +9,7 @@ from .convolution import Conv2d, chain_fields
 from .layer import MapLayer
 from .norms import NormName, ResponseNorm
 from .norms import norm as make_norm
+from .widths import hidden_width
 
 
 class ConvNeXtBlock(MapLayer):
@@ -54,7 +55,7 @@ class ConvNeXtBlock(MapLayer):
         channels: int,
         *,
         kernel_size: int = 7,
-        expansion: int = 4,
+        expansion: float = 4.0,
         norm: NormName = "layer",
         response: bool = False,
         layer_scale: float | None = 1e-6,
@@ -63,9 +64,7 @@ class ConvNeXtBlock(MapLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, channels)
-        if expansion < 1:
-            raise ValueError(f"expected expansion >= 1, got {expansion}")
-        hidden = channels * expansion
+        hidden = hidden_width(channels, expansion)
         self.res_scale = res_scale
         self.depthwise = Conv2d(
             channels, channels, kernel_size, groups=channels, device=device, dtype=dtype

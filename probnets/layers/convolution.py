@@ -75,10 +75,6 @@ class Conv2d(MapLayer):
         )
 
     @property
-    def linear(self) -> bool:
-        return self.conv.bias is None
-
-    @property
     def receptive_field(self) -> int:
         return self.conv.dilation[0] * (self.conv.kernel_size[0] - 1) + 1
 
@@ -93,23 +89,26 @@ class Conv2d(MapLayer):
 
 
 def chain_fields(layers: Iterable[MapLayer]) -> int | None:
-    r"""Computes the receptive field of layers one after the other.
+    r"""Bounds the receptive field of layers one after the other.
+
+    It is exact if all layers are convolutions. Those that cut maps into blocks or cells may be
+    aligned such that an output sees less.
 
     Arguments:
         layers: The layers, the first one first.
 
     Returns:
-        The width in pixels of the inputs that one output sees, or None if it sees all.
+        The width in pixels of the inputs that one output sees at most, or None if it sees all.
 
     Example:
         >>> chain_fields([Conv2d(1, 1, 3, stride=2), Conv2d(1, 1, 3)])
         7
     """
-    field, jump = 1, 1
-    for layer in layers:
+    field = 1
+    for layer in reversed(list(layers)):
         own = layer.receptive_field
         if own is None:
             return None
-        field += (own - 1) * jump
-        jump *= layer.stride
+        # From the first to the last output, inputs move by whole cells of the grid.
+        field = own + layer.grid * -(-(field - 1) * layer.stride // layer.grid)
     return field

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .attention import attend, head_width
+from .attention import attend
 from .layer import TokenLayer
 from .norms import token_norm
+from .widths import head_width
 
 
 class SubspaceAttention(TokenLayer):

@@ -44,8 +44,8 @@ class Haar(LinearLayer):
         | WaveMix: A Resource-efficient Neural Network for Image Analysis (Jeevan et al., 2022)
         | https://arxiv.org/abs/2205.14375
 
-    Used by: couplings of boltzmann; transforms of circuits; through WaveMix, backbones of
-    circuits, priors and bottleneck.
+    Used by: backbones of circuits and bottleneck, through wavelet mixing; for couplings of
+    boltzmann it is there as a convolution.
 
     Arguments:
         channels: The number of input channels :math:`C`.

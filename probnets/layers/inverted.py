@@ -14,6 +14,7 @@ from .layer import MapLayer
 from .norms import NormName
 from .plain import ConvNormAct
 from .visible import masked_mean
+from .widths import hidden_width
 
 
 class SqueezeExcite(MapLayer):
@@ -108,7 +109,7 @@ class InvertedResidual(MapLayer):
         *,
         kernel_size: int = 3,
         stride: int = 1,
-        expansion: int = 6,
+        expansion: float = 6.0,
         squeeze: float = 0.0,
         norm: NormName = "batch",
         activation: Activation = "relu6",
@@ -118,13 +119,13 @@ class InvertedResidual(MapLayer):
     ) -> None:
         out_channels = in_channels if out_channels is None else out_channels
         super().__init__(in_channels, out_channels, stride=stride)
-        _check(expansion, squeeze)
+        _check(squeeze)
         self.res_scale = res_scale
         self.residual = stride == 1 and in_channels == out_channels
-        hidden = in_channels * expansion
+        hidden = hidden_width(in_channels, expansion)
 
         self.expand = None
-        if expansion > 1:
+        if hidden != in_channels:
             self.expand = ConvNormAct(
                 in_channels,
                 hidden,
@@ -210,7 +211,7 @@ class FusedInvertedResidual(MapLayer):
         *,
         kernel_size: int = 3,
         stride: int = 1,
-        expansion: int = 4,
+        expansion: float = 4.0,
         squeeze: float = 0.0,
         norm: NormName = "batch",
         activation: Activation = "gelu",
@@ -220,10 +221,10 @@ class FusedInvertedResidual(MapLayer):
     ) -> None:
         out_channels = in_channels if out_channels is None else out_channels
         super().__init__(in_channels, out_channels, stride=stride)
-        _check(expansion, squeeze)
+        _check(squeeze)
         self.res_scale = res_scale
         self.residual = stride == 1 and in_channels == out_channels
-        hidden = in_channels * expansion
+        hidden = hidden_width(in_channels, expansion)
 
         self.expand = ConvNormAct(
             in_channels,
@@ -255,9 +256,7 @@ class FusedInvertedResidual(MapLayer):
         return [layer for layer in layers if layer is not None]
 
 
-def _check(expansion: int, squeeze: float) -> None:
-    if expansion < 1:
-        raise ValueError(f"expected expansion >= 1, got {expansion}")
+def _check(squeeze: float) -> None:
     if not 0 <= squeeze <= 1:
         raise ValueError(f"expected squeeze in [0, 1], got {squeeze}")
 

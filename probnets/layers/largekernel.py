@@ -16,6 +16,7 @@ from .linearconv import LinearConv2d
 from .norms import BatchNorm, NormName, ResponseNorm
 from .norms import norm as make_norm
 from .visible import hide
+from .widths import hidden_width
 
 # The width and dilation of the kernels beside a large one, as the paper has them.
 _SMALL = {
@@ -39,6 +40,8 @@ class DilatedReparamConv2d(MapLayer):
     the largest odd one up to :math:`(K + 1) / 2`, 3, 3 and 3, and the dilations 1, 2, and a
     third, two thirds and all of :math:`(K - 1) / 2`, rounded up. None is wider than :math:`K`.
 
+    Other small kernels may be given, as by MetaMixer, which has one of width 3.
+
     In evaluation mode the sum is a single convolution, which :meth:`merged` returns. Without
     norms it is linear in any mode, and a coupling over long distances with few weights.
 
@@ -47,11 +50,16 @@ class DilatedReparamConv2d(MapLayer):
         | Time-Series and Image Recognition (Ding et al., 2023)
         | https://arxiv.org/abs/2311.15599
 
-    Used by: couplings of boltzmann, without norms; backbones of circuits, priors and bottleneck.
+        | MetaMixer Is All You Need (Yun et al., 2024)
+        | https://arxiv.org/abs/2406.02021
+
+    Used by: backbones of circuits, priors and bottleneck.
 
     Arguments:
         channels: The number of channels :math:`C`.
-        kernel_size: The width :math:`K` of the large kernel, odd and five or more.
+        kernel_size: The width :math:`K` of the large kernel, odd, and five or more unless the
+            small kernels are given.
+        small: The width and the dilation of each small kernel.
         norm: The name of the norm of each kernel, ``batch`` or ``none``.
         device: The device.
         dtype: The type of the weights.
@@ -67,6 +75,7 @@ class DilatedReparamConv2d(MapLayer):
         channels: int,
         kernel_size: int = 13,
         *,
+        small: Sequence[tuple[int, int]] | None = None,
         norm: Literal["batch", "none"] = "batch",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -74,7 +83,11 @@ class DilatedReparamConv2d(MapLayer):
         super().__init__(channels, channels)
         if norm not in ("batch", "none"):
             raise ValueError(f"expected a norm of batch and none, got {norm!r}")
-        kernels = (kernel_size, 1), *_small(kernel_size)
+        kernels = (kernel_size, 1), *(_small(kernel_size) if small is None else small)
+        if any(d * (k - 1) >= kernel_size for k, d in kernels):
+            raise ValueError(
+                f"expected small kernels no wider than {kernel_size} pixels, got {small}"
+            )
         self.kernel_size = kernel_size
         self.convs = nn.ModuleList(
             Conv2d(
@@ -94,8 +107,8 @@ class DilatedReparamConv2d(MapLayer):
         )
 
     @property
-    def linear(self) -> bool:
-        return not isinstance(self.norms[0], BatchNorm)
+    def _normed(self) -> bool:
+        return isinstance(self.norms[0], BatchNorm)
 
     @property
     def receptive_field(self) -> int | None:
@@ -113,7 +126,7 @@ class DilatedReparamConv2d(MapLayer):
         Raises:
             ValueError: If there are norms.
         """
-        if not self.linear:
+        if self._normed:
             raise ValueError("expected norm 'none', got 'batch'; use merged()")
         return self._sum([None] * len(self.convs))
 
@@ -128,7 +141,7 @@ class DilatedReparamConv2d(MapLayer):
             self.out_channels,
             self.kernel_size,
             groups=self.in_channels,
-            bias=not self.linear,
+            bias=self._normed,
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -205,7 +218,7 @@ class LargeKernelBlock(MapLayer):
         kernel_size: The width :math:`K` of the depthwise kernel, odd.
         expansion: How many times wider the block is between :math:`W_1` and :math:`W_2`.
         norm: The name of the norms.
-        squeeze: By how much the gate reduces the channels inside, to one or more.
+        squeeze: The share of the channels that the gate reduces them to, one or more.
         layer_scale: The initial value of the weights :math:`\gamma`, one a channel, or None
             for none.
         res_scale: The fixed factor :math:`\rho` of the branch beside the short cut.
@@ -222,26 +235,24 @@ class LargeKernelBlock(MapLayer):
         channels: int,
         kernel_size: int = 13,
         *,
-        expansion: int = 4,
+        expansion: float = 4.0,
         norm: NormName = "batch",
-        squeeze: int = 4,
+        squeeze: float = 0.25,
         layer_scale: float | None = 1e-6,
         res_scale: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, channels)
-        if expansion < 1 or squeeze < 1:
-            raise ValueError(
-                f"expected expansion >= 1 and squeeze >= 1, got {expansion} and {squeeze}"
-            )
-        hidden = channels * expansion
+        if not 0 < squeeze <= 1:
+            raise ValueError(f"expected squeeze in (0, 1], got {squeeze}")
+        hidden = hidden_width(channels, expansion)
         plain = norm in ("none", "layer_plain")
         self.res_scale = res_scale
         self.depthwise = _depthwise(channels, kernel_size, norm, device=device, dtype=dtype)
         self.norm = make_norm(norm, channels, device=device, dtype=dtype)
         self.squeeze = SqueezeExcite(
-            channels, reduced=max(1, channels // squeeze), device=device, dtype=dtype
+            channels, reduced=max(1, round(squeeze * channels)), device=device, dtype=dtype
         )
         self.expand = Conv2d(channels, hidden, device=device, dtype=dtype)
         self.activation = nn.GELU()

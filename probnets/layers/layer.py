@@ -40,7 +40,7 @@ class Layer(nn.Module, ABC):
 
     @property
     def receptive_field(self) -> int | None:
-        r"""The width in pixels of the inputs that one output sees, or None if it sees all."""
+        r"""The width in pixels of the inputs that one output sees at most, or None for all."""
         return None
 
     def fan_in(self, name: str) -> int:
@@ -67,7 +67,8 @@ class MapLayer(Layer):
 
     If a mask of visible patches is given, the layer computes what it would if the hidden
     patches did not exist: they are zero wherever neighbours are summed, and are left out of
-    averages. What it returns at hidden places means nothing.
+    averages and of attention. They may hold anything finite; what the layer returns there means
+    nothing.
 
     Arguments:
         in_channels: The number of input channels.
@@ -79,6 +80,11 @@ class MapLayer(Layer):
         super().__init__()
         _check_counts(in_channels, out_channels, stride)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+
+    @property
+    def grid(self) -> int:
+        r"""The least number of pixels that inputs move by for outputs to move along."""
+        return self.stride
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         r"""Computes the output maps.

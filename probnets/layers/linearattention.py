@@ -1,6 +1,6 @@
 r"""Linear attention, and norms that fold into the linear map after them."""
 
-__all__ = ["LinearAttention", "LinearAttentionBlock", "ProgressiveNorm"]
+__all__ = ["LinearAttention", "LinearAttentionBlock"]
 
 import copy
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .convolution import Conv2d
 from .layer import MapLayer
-from .norms import BatchNorm, LayerNorm, NoNorm, NormName, RepBatchNorm
+from .norms import BatchNorm, LayerNorm, NoNorm, NormName, ProgressiveNorm, RepBatchNorm
 from .norms import norm as make_norm
-from .visible import expand, gather, scatter
+from .visible import expand, gather, hide, scatter
+from .widths import hidden_width
 
 
 class LinearAttention(MapLayer):
@@ -33,7 +34,7 @@ class LinearAttention(MapLayer):
         | Re-parameterized Batch Normalization (Guo et al., 2024)
         | https://arxiv.org/abs/2405.11582
 
-    Used by: backbones of bottleneck.
+    Used by: backbones of circuits and bottleneck.
 
     Arguments:
         channels: The number of channels, a multiple of the heads.
@@ -68,7 +69,7 @@ class LinearAttention(MapLayer):
 
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         height, width = x.shape[2:]
-        qkv = self.qkv(gather(x, None))  # (B, N, 3 C), of hidden pixels too
+        qkv = self.qkv(gather(hide(x, visible), None))  # (B, N, 3 C), of hidden pixels too
         heads = qkv.unflatten(-1, (3, self.heads, self.in_channels // self.heads))
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, N, d)
         q, k = q.relu(), k.relu()
@@ -85,8 +86,9 @@ def _attend_linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     out, (q, k, v) = q.dtype, (x.to(dtype) for x in (q, k, v))
     pixels, width = q.shape[-2:]
-    total = q @ k.sum(dim=-2, keepdim=True).mT  # (*, N, 1)
-    product = _queries_first(q, k, v) if pixels < width else _keys_first(q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        total = q @ k.sum(dim=-2, keepdim=True).mT  # (*, N, 1)
+        product = _queries_first(q, k, v) if pixels < width else _keys_first(q, k, v)
     return (product / (total + 1e-6)).to(out)
 
 
@@ -96,81 +98,6 @@ def _queries_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _keys_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q @ (k.mT @ v)
-
-
-class ProgressiveNorm(MapLayer):
-    r"""Creates a layer norm that turns into a batch norm while training.
-
-    .. math:: y = \lambda \, \mathrm{LN}(x) + (1 - \lambda) (\mathrm{BN}(x) + \alpha x)
-
-    :math:`\lambda` falls linearly from one to zero over the first :math:`T` passes in training
-    mode. Evaluation uses the :math:`\lambda` that has been reached. Once that is zero, the norm
-    is an affine map of each channel in evaluation, which the next linear map can take over.
-
-    References:
-        | SLAB: Efficient Transformers with Simplified Linear Attention and Progressive
-        | Re-parameterized Batch Normalization (Guo et al., 2024)
-        | https://arxiv.org/abs/2405.11582
-
-    Used by: backbones of bottleneck.
-
-    Arguments:
-        channels: The number of channels.
-        steps: The number of passes :math:`T`.
-        device: The device.
-        dtype: The type of the weights.
-
-    Example:
-        >>> ProgressiveNorm(8, steps=1000)(torch.randn(2, 8, 3, 5)).shape
-        torch.Size([2, 8, 3, 5])
-    """
-
-    count: Tensor  # (), the passes in training so far
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        steps: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(channels, channels)
-        if steps < 1:
-            raise ValueError(f"expected steps >= 1, got {steps}")
-        self.steps = steps
-        self.layer = LayerNorm(channels, device=device, dtype=dtype)
-        self.batch = RepBatchNorm(channels, device=device, dtype=dtype)
-        self.register_buffer("count", torch.zeros((), device=device, dtype=torch.long))
-
-    @property
-    def receptive_field(self) -> int | None:
-        return self.batch.receptive_field
-
-    @property
-    def share(self) -> Tensor:
-        r"""The share :math:`\lambda` of the layer norm, a scalar tensor."""
-        return (1 - self.count / self.steps).clamp(min=0)
-
-    def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        share = self.share.to(x.dtype)
-        if self.training:
-            self.count.add_(1)
-        return share * self.layer(x, visible) + (1 - share) * self.batch(x, visible)
-
-    @torch.no_grad()
-    def fold(self) -> tuple[Tensor, Tensor]:
-        r"""Returns the scale and the shift of each channel that it applies in evaluation.
-
-        Raises:
-            ValueError: If it has trained for fewer passes than it takes.
-        """
-        if self.share > 0:
-            raise ValueError(
-                f"expected {self.steps} passes in training mode before folding, got "
-                f"{int(self.count)}; train on, or set count"
-            )
-        return self.batch.fold()
 
 
 class LinearAttentionBlock(MapLayer):
@@ -186,7 +113,7 @@ class LinearAttentionBlock(MapLayer):
         | Re-parameterized Batch Normalization (Guo et al., 2024)
         | https://arxiv.org/abs/2405.11582
 
-    Used by: backbones of bottleneck.
+    Used by: backbones of circuits and bottleneck.
 
     Arguments:
         channels: The number of channels, a multiple of the heads.
@@ -217,12 +144,7 @@ class LinearAttentionBlock(MapLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, channels)
-        hidden = round(expansion * channels)
-        if hidden < 1:
-            raise ValueError(
-                f"expected a hidden layer of one or more, got round({expansion} * {channels}) "
-                f"= {hidden}; raise expansion"
-            )
+        hidden = hidden_width(channels, expansion)
 
         def create() -> MapLayer:
             if callable(norm):

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad
 
-from .attention import FeedForward, attend, head_width
+from .attention import FeedForward, attend
 from .convolution import Conv2d, chain_fields
 from .layer import MapLayer
 from .norms import NormName
 from .norms import norm as make_norm
 from .tokens import OnMaps
-from .visible import expand
+from .visible import expand, hide
+from .widths import head_width
 
 
 class LocalAttention(MapLayer):
@@ -120,12 +121,16 @@ class LocalAttention(MapLayer):
     def receptive_field(self) -> int:
         return self.block + 2 * self.halo
 
+    @property
+    def grid(self) -> int:
+        return self.block
+
     def own_fan_in(self, name: str) -> int | None:
         return 1 if name == "positions" else None
 
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         queries, keys = zip(*(self._cuts(size) for size in x.shape[2:]), strict=True)
-        q, k, v = self.qkv(x).chunk(3, dim=1)
+        q, k, v = self.qkv(hide(x, visible)).chunk(3, dim=1)
         q = _max_pool(q, visible, self.stride)
         bias = self._bias(x, visible, queries, keys)
         y = attend(self._split(q, queries), self._split(k, keys), self._split(v, keys), bias=bias)
@@ -221,6 +226,8 @@ class LocalAttentionBlock(MapLayer):
         halo: The width of the halo around it.
         shift: The shift of the blocks, less than their width.
         query_pool: The width of the pixels that one query pools, which is the stride.
+        position: Whether scores have a bias for each offset, ``relative`` or ``none``.
+        head_features: The number of features of a head.
         expansion: The width of the hidden layer, as a multiple of ``out_channels``.
         kind: The kind of the network on each pixel: ``mlp`` or ``geglu``.
         norm: The name of the norm.
@@ -244,6 +251,8 @@ class LocalAttentionBlock(MapLayer):
         halo: int = 0,
         shift: int = 0,
         query_pool: int = 1,
+        position: Literal["relative", "none"] = "relative",
+        head_features: int | None = None,
         expansion: float = 4.0,
         kind: Literal["mlp", "geglu"] = "mlp",
         norm: NormName = "layer",
@@ -263,6 +272,8 @@ class LocalAttentionBlock(MapLayer):
             halo=halo,
             shift=shift,
             query_pool=query_pool,
+            position=position,
+            head_features=head_features,
             device=device,
             dtype=dtype,
         )
@@ -277,6 +288,10 @@ class LocalAttentionBlock(MapLayer):
     @property
     def receptive_field(self) -> int | None:
         return chain_fields([self.norm1, self.attention, self.norm2])
+
+    @property
+    def grid(self) -> int:
+        return self.attention.grid
 
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         z = self.norm1(x, visible)

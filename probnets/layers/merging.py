@@ -18,7 +18,7 @@ class _Mergeable(Protocol):
 def merge(network: M) -> M:
     r"""Returns a copy of a network in which all layers that can be merged are.
 
-    Parallel branches become one convolution, and batch norms are folded into it. In evaluation
+    Parallel branches become one convolution, which takes over their batch norms. In evaluation
     mode the copy computes the same up to rounding, in less time. It is in evaluation mode.
 
     Arguments:
@@ -30,7 +30,7 @@ def merge(network: M) -> M:
         torch.Size([8, 1, 13, 13])
     """
     network = copy.deepcopy(network).eval()
-    if isinstance(network, _Mergeable):
+    if callable(getattr(network, "merged", None)) and isinstance(network, _Mergeable):
         return network.merged()  # type: ignore[return-value]
     for name, child in network.named_children():
         setattr(network, name, merge(child))

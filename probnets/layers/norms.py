@@ -9,6 +9,7 @@ __all__ = [
     "NoNorm",
     "Norm",
     "NormName",
+    "ProgressiveNorm",
     "RepBatchNorm",
     "ResponseNorm",
     "norm",
@@ -25,7 +26,15 @@ from .layer import MapLayer
 from .visible import expand, hide
 
 NormName = Literal[
-    "none", "layer", "layer_plain", "group", "batch", "instance_batch", "rep_batch", "response"
+    "none",
+    "layer",
+    "layer_plain",
+    "group",
+    "batch",
+    "instance_batch",
+    "rep_batch",
+    "progressive",
+    "response",
 ]
 
 
@@ -44,10 +53,6 @@ class NoNorm(MapLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, channels)
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def receptive_field(self) -> int:
@@ -124,13 +129,15 @@ class GroupNorm(MapLayer):
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         if visible is None:
             return self.norm(x)
+        dtype, x = x.dtype, hide(x, visible)
+        x = x.to(torch.promote_types(dtype, torch.float32))  # counts overflow in 16 bits
         mask = expand(visible, x)[:, None]  # (B, 1, 1, H, W)
         grouped = x.unflatten(1, (self.norm.num_groups, -1))  # (B, G, C / G, H, W)
         count = mask.sum(dim=(2, 3, 4), keepdim=True) * grouped.shape[2]
         mean = (grouped * mask).sum(dim=(2, 3, 4), keepdim=True) / count
         centred = grouped - mean
         variance = (centred.square() * mask).sum(dim=(2, 3, 4), keepdim=True) / count
-        y = (centred * (variance + self.norm.eps).rsqrt()).flatten(1, 2)
+        y = (centred * (variance + self.norm.eps).rsqrt()).flatten(1, 2).to(dtype)
         return y * self.norm.weight[:, None, None] + self.norm.bias[:, None, None]
 
 
@@ -227,6 +234,79 @@ class RepBatchNorm(MapLayer):
         return scale + self.alpha, shift
 
 
+class ProgressiveNorm(MapLayer):
+    r"""Creates a layer norm that turns into a batch norm while training.
+
+    .. math:: y = \lambda \, \mathrm{LN}(x) + (1 - \lambda) (\mathrm{BN}(x) + \alpha x)
+
+    :math:`\lambda` falls linearly from one to zero over the first :math:`T` passes in training
+    mode. Evaluation uses the :math:`\lambda` that has been reached. Once that is zero, the norm
+    is an affine map of each channel in evaluation, which the next linear map can take over.
+
+    References:
+        | SLAB: Efficient Transformers with Simplified Linear Attention and Progressive
+        | Re-parameterized Batch Normalization (Guo et al., 2024)
+        | https://arxiv.org/abs/2405.11582
+
+    Arguments:
+        channels: The number of channels.
+        steps: The number of passes :math:`T`.
+        device: The device.
+        dtype: The type of the weights.
+
+    Example:
+        >>> ProgressiveNorm(8, steps=1000)(torch.randn(2, 8, 3, 5)).shape
+        torch.Size([2, 8, 3, 5])
+    """
+
+    count: Tensor  # (), the passes in training so far
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        steps: int = 10_000,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, channels)
+        if steps < 1:
+            raise ValueError(f"expected steps >= 1, got {steps}")
+        self.steps = steps
+        self.layer = LayerNorm(channels, device=device, dtype=dtype)
+        self.batch = RepBatchNorm(channels, device=device, dtype=dtype)
+        self.register_buffer("count", torch.zeros((), device=device, dtype=torch.long))
+
+    @property
+    def receptive_field(self) -> int | None:
+        return self.batch.receptive_field
+
+    @property
+    def share(self) -> Tensor:
+        r"""The share :math:`\lambda` of the layer norm, a scalar tensor."""
+        return (1 - self.count / self.steps).clamp(min=0)
+
+    def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        share = self.share.to(x.dtype)
+        if self.training:
+            self.count.add_(1)
+        return share * self.layer(x, visible) + (1 - share) * self.batch(x, visible)
+
+    @torch.no_grad()
+    def fold(self) -> tuple[Tensor, Tensor]:
+        r"""Returns the scale and the shift of each channel that it applies in evaluation.
+
+        Raises:
+            ValueError: If it has trained for fewer passes than it takes.
+        """
+        if self.share > 0:
+            raise ValueError(
+                f"expected {self.steps} passes in training mode before folding, got "
+                f"{int(self.count)}; train on, or set count"
+            )
+        return self.batch.fold()
+
+
 class InstanceBatchNorm(MapLayer):
     r"""Creates an instance norm of some channels beside a batch norm of the others.
 
@@ -296,10 +376,11 @@ class ResponseNorm(MapLayer):
 
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         # A tiny number keeps the slope of the norm of a zero map from being NaN.
-        squares = hide(x, visible).square().sum(dim=(2, 3), keepdim=True)
-        size = (squares + torch.finfo(x.dtype).tiny).sqrt()
+        wide = hide(x, visible).to(torch.promote_types(x.dtype, torch.float32))
+        squares = wide.square().sum(dim=(2, 3), keepdim=True)
+        size = (squares + torch.finfo(wide.dtype).tiny).sqrt()
         ratio = size / (size.mean(dim=1, keepdim=True) + self.eps)
-        scale = self.weight[:, None, None] * ratio
+        scale = self.weight[:, None, None] * ratio.to(x.dtype)
         return x * (1 + scale) + self.bias[:, None, None]
 
 
@@ -334,6 +415,7 @@ NORMS: dict[str, Norm] = {
     "batch": Norm(BatchNorm, per_sample=True, function=False),
     "instance_batch": Norm(InstanceBatchNorm, per_sample=True, function=False),
     "rep_batch": Norm(RepBatchNorm, per_sample=True, function=False),
+    "progressive": Norm(ProgressiveNorm, per_sample=True, function=False),
     "response": Norm(ResponseNorm, per_sample=True, function=True),
 }
 
@@ -349,7 +431,7 @@ def norm(
 
     Arguments:
         name: Its name: ``none``, ``layer``, ``layer_plain`` (without weights), ``group``,
-            ``batch``, ``instance_batch``, ``rep_batch`` or ``response``.
+            ``batch``, ``instance_batch``, ``rep_batch``, ``progressive`` or ``response``.
         channels: The number of channels.
         device: The device.
         dtype: The type of the weights.

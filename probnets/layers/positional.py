@@ -12,7 +12,7 @@ from .attention import FeedForward, attend
 from .layer import MapLayer
 from .norms import NormName
 from .norms import norm as make_norm
-from .visible import expand, gather, scatter
+from .visible import expand, gather, hide, scatter
 
 
 class PositionalAttention(MapLayer):
@@ -38,7 +38,7 @@ class PositionalAttention(MapLayer):
         | (d'Ascoli et al., 2021)
         | https://arxiv.org/abs/2103.10697
 
-    Used by: backbones of bottleneck.
+    Used by: backbones of circuits and bottleneck.
 
     Arguments:
         channels: The number of channels, a multiple of the heads.
@@ -88,7 +88,7 @@ class PositionalAttention(MapLayer):
 
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         height, width = x.shape[2:]
-        tokens = gather(x, None)  # (B, N, C), the hidden ones too
+        tokens = gather(hide(x, visible), None)  # (B, N, C), the hidden ones too
         q, k = self._split(self.qk(tokens), 2)  # each (B, H, N, d)
         (v,) = self._split(self.values(tokens), 1)
 
@@ -138,7 +138,7 @@ class PositionalAttentionBlock(MapLayer):
         | (d'Ascoli et al., 2021)
         | https://arxiv.org/abs/2103.10697
 
-    Used by: backbones of bottleneck.
+    Used by: backbones of circuits and bottleneck.
 
     Arguments:
         channels: The number of channels, a multiple of the heads.

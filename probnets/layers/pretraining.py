@@ -114,9 +114,11 @@ def pretrain(
         2
     """
     settings = settings or PretrainingSettings()
-    data = torch.as_tensor(images)
+    data = torch.as_tensor(images if _writable(images) else np.array(images))
     _check(model, data)
     run = _Run(model, data, settings, augment)
+    if checkpoint is not None:
+        checkpoints.state_arrays(model)  # complains of types that no file can hold
     if checkpoint is not None and Path(checkpoint).exists():
         run.load(checkpoint)
     else:
@@ -239,6 +241,11 @@ class _Run:
             state["state"].setdefault(int(number), {})[key] = torch.from_numpy(np.array(array))
         self.optimiser.load_state_dict(state)
         self.history = [float(loss) for loss in facts["history"]]
+
+
+def _writable(images: Tensor | np.ndarray) -> bool:
+    r"""Tells whether PyTorch can share the memory of images without a warning."""
+    return isinstance(images, Tensor) or images.flags.writeable
 
 
 def _check(model: MaskedImageModel, data: Tensor) -> None:

@@ -50,4 +50,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _drops(module: nn.Module) -> bool:
-    return isinstance(module, _DropoutNd) and module.p > 0
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    share = getattr(module, "dropout", 0.0)  # of attention and recurrent networks
+    return isinstance(module, nn.RReLU) or (isinstance(share, float) and share > 0)

@@ -32,7 +32,7 @@ class RecursiveGatedConv(MapLayer):
         | (Rao et al., 2022)
         | https://arxiv.org/abs/2207.14284
 
-    Used by: backbones of bottleneck.
+    Used by: backbones of circuits and bottleneck.
 
     Arguments:
         channels: The number of channels :math:`C`, divisible by :math:`2^{n-1}`.
@@ -101,7 +101,7 @@ class RecursiveGatedBlock(MapLayer):
         | (Rao et al., 2022)
         | https://arxiv.org/abs/2207.14284
 
-    Used by: backbones of bottleneck.
+    Used by: backbones of circuits and bottleneck.
 
     Arguments:
         channels: The number of channels, divisible by two to the power of ``order - 1``.

@@ -59,13 +59,13 @@ def sincos_positions(height: int, width: int, like: Tensor, *, channels: int) ->
     if channels % 4:
         raise ValueError(f"expected channels divisible by 4 for positions, got {channels}")
     quarter = channels // 4
-    steps = torch.arange(quarter, device=like.device, dtype=torch.float64)
+    steps = torch.arange(quarter, dtype=torch.float64)  # on the CPU: some devices lack the type
     waves = torch.pow(10_000.0, -steps / quarter)[:, None]
 
     def axis(size: int) -> Tensor:
-        angles = waves * torch.arange(size, device=like.device, dtype=torch.float64)
+        angles = waves * torch.arange(size, dtype=torch.float64)
         return torch.cat([angles.sin(), angles.cos()])  # (C / 2, size)
 
     rows = axis(height)[:, :, None].expand(-1, -1, width)
     columns = axis(width)[:, None, :].expand(-1, height, -1)
-    return torch.cat([rows, columns])[None].to(like.dtype)
+    return torch.cat([rows, columns])[None].to(like)

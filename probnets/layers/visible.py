@@ -49,15 +49,16 @@ def expand(visible: Tensor, x: Tensor) -> Tensor:
 
 def hide(x: Tensor, visible: Tensor | None) -> Tensor:
     r"""Sets the hidden patches of maps to zero. Without a mask, nothing is hidden."""
-    return x if visible is None else x * expand(visible, x)
+    return x if visible is None else x.masked_fill(expand(~visible, x).bool(), 0.0)
 
 
 def masked_mean(x: Tensor, visible: Tensor | None) -> Tensor:
     r"""Averages maps over their visible pixels, with shape :math:`(B, C, 1, 1)`."""
     if visible is None:
         return x.mean(dim=(2, 3), keepdim=True)
-    mask = expand(visible, x)
-    return (x * mask).sum(dim=(2, 3), keepdim=True) / mask.sum(dim=(2, 3), keepdim=True)
+    wide = hide(x, visible).to(torch.promote_types(x.dtype, torch.float32))
+    count = expand(visible, wide).sum(dim=(2, 3), keepdim=True)
+    return (wide.sum(dim=(2, 3), keepdim=True) / count).to(x.dtype)
 
 
 def gather(x: Tensor, visible: Tensor | None) -> Tensor:

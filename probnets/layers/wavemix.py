@@ -15,6 +15,7 @@ from .layer import MapLayer
 from .norms import NormName
 from .norms import norm as make_norm
 from .visible import hide
+from .widths import hidden_width
 
 
 class WaveMixBlock(MapLayer):
@@ -58,7 +59,7 @@ class WaveMixBlock(MapLayer):
         channels: int,
         *,
         levels: int = 1,
-        expansion: int = 2,
+        expansion: float = 2.0,
         norm: NormName = "batch",
         activation: Activation = "gelu",
         res_scale: float = 1.0,
@@ -68,10 +69,8 @@ class WaveMixBlock(MapLayer):
         super().__init__(channels, channels)
         if channels % 4:
             raise ValueError(f"expected channels divisible by 4, got {channels}")
-        if levels < 1 or expansion < 1:
-            raise ValueError(
-                f"expected levels >= 1 and expansion >= 1, got {levels} and {expansion}"
-            )
+        if levels < 1:
+            raise ValueError(f"expected levels >= 1, got {levels}")
         self.res_scale = res_scale
         self.reduce = Conv2d(channels, channels // 4, device=device, dtype=dtype)
         self.haar = Haar(channels // 4)
@@ -96,6 +95,10 @@ class WaveMixBlock(MapLayer):
             return None
         # An output sees two neighbours one level down, and these see three at each level below.
         return 4 if levels == 1 else 3 * 2**levels
+
+    @property
+    def grid(self) -> int:
+        return 2 ** len(self.levels)
 
     def transform(self, x: Tensor, visible: Tensor | None) -> Tensor:
         height, width = x.shape[2:]
@@ -134,16 +137,17 @@ class _Level(nn.Module):
         channels: int,
         out_channels: int,
         *,
-        expansion: int,
+        expansion: float,
         norm: NormName,
         activation: Activation,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.expand = Conv2d(in_channels, channels * expansion, device=device, dtype=dtype)
+        hidden = hidden_width(channels, expansion)
+        self.expand = Conv2d(in_channels, hidden, device=device, dtype=dtype)
         self.activation = make_activation(activation)
-        self.project = Conv2d(channels * expansion, channels, device=device, dtype=dtype)
+        self.project = Conv2d(hidden, channels, device=device, dtype=dtype)
         self.enlarge = nn.ConvTranspose2d(
             channels,
             out_channels,
