@@ -79,12 +79,16 @@ def test_fused_attention_agrees(shape, fused):
     slow = attention._attend_torch(*tensors)
     torch.testing.assert_close(fast, slow)
 
-    inputs = [x.requires_grad_() for x in tensors if x is not None]
+    inputs = [x.requires_grad_() for x in tensors[:3]]
     direction = double(2, 3, 4, 6)
-    both = attend(*inputs[:3], bias=tensors[3]), attention._attend_torch(*inputs)
+    both = attend(*inputs, bias=tensors[3]), attention._attend_torch(*inputs, tensors[3])
     slopes = [torch.autograd.grad(y, inputs, direction) for y in both]
     torch.testing.assert_close(*slopes)
     assert len(fused) == 3  # forward, and once more for the gradient
+
+    if tensors[3] is not None:  # the gradient of a bias needs the scores
+        attend(*inputs, bias=tensors[3].requires_grad_())
+        assert len(fused) == 3
 
 
 def test_tensors_may_come_from_one_another():
@@ -133,13 +137,13 @@ def test_fused_attention_stands_in_where_it_can(fused):
 def test_attention_has_all_derivatives(fused):
     q, k, v, bias = draw((4, 5))
     inputs = [x[:1, :1].clone().requires_grad_() for x in (q, k, v)]
-    bias = bias.clamp(min=-2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda *x: attend(*x[:3], bias=x[3]), (*inputs, bias))
-    assert torch.autograd.gradgradcheck(lambda *x: attend(*x[:3], bias=x[3]), (*inputs, bias))
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, bias=bias), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: attend(*x, bias=bias), inputs)
     assert fused
+    learned = bias.clamp(min=-2).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda *x: attend(*x[:3], bias=x[3]), (*inputs, learned))
 
     fused.clear()
-    bias = bias.detach()
     change = double(2, 3, 4, 6)
     slope = grad(lambda x: attend(x, k, v, bias=bias).sum())(q)
     with forward_ad.dual_level():

@@ -48,6 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Te
         return _attend_torch(q, k, v, bias)
     tensors = (q, k, v) if bias is None else (q, k, v, bias)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if bias is not None and bias.requires_grad:  # its gradient needs the scores
+            return _attend_torch(q, k, v, bias)
         return _Fused.apply(*tensors)
     return _fused(*tensors)
 

@@ -4,6 +4,7 @@ __all__ = ["LinearAttention", "LinearAttentionBlock"]
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,9 @@ def _attend_linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     out, (q, k, v) = q.dtype, (x.to(dtype) for x in (q, k, v))
     pixels, width = q.shape[-2:]
-    with torch.autocast(q.device.type, enabled=False):
+    device = q.device.type
+    known = torch.amp.is_autocast_available(device)
+    with torch.autocast(device, enabled=False) if known else nullcontext():
         total = q @ k.sum(dim=-2, keepdim=True).mT  # (*, N, 1)
         product = _queries_first(q, k, v) if pixels < width else _keys_first(q, k, v)
     return (product / (total + 1e-6)).to(out)
