@@ -79,9 +79,9 @@ def test_fused_attention_agrees(shape, fused):
     slow = attention._attend_torch(*tensors)
     torch.testing.assert_close(fast, slow)
 
-    inputs = [x.requires_grad_() for x in tensors[:3]]
+    q, k, v = inputs = [x.requires_grad_() for x in tensors[:3]]
     direction = double(2, 3, 4, 6)
-    both = attend(*inputs, bias=tensors[3]), attention._attend_torch(*inputs, tensors[3])
+    both = attend(*inputs, bias=tensors[3]), attention._attend_torch(q, k, v, tensors[3])
     slopes = [torch.autograd.grad(y, inputs, direction) for y in both]
     torch.testing.assert_close(*slopes)
     assert len(fused) == 3  # forward, and once more for the gradient
@@ -251,12 +251,10 @@ def test_scales_start_where_told():
 @pytest.mark.slow
 @pytest.mark.parametrize("layer_scale", [None, 0.5])
 def test_block_is_that_of_timm(layer_scale):
-    pytest.importorskip("timm")
-    from timm.models.vision_transformer import Block
-
+    vision_transformer = pytest.importorskip("timm.models.vision_transformer")
     ours = AttentionBlock(16, heads=4, layer_scale=layer_scale)
     norm = partial(nn.LayerNorm, eps=1e-6)
-    peer = Block(16, 4, qkv_bias=True, init_values=layer_scale, norm_layer=norm)  # type: ignore[arg-type]
+    peer = vision_transformer.Block(16, 4, qkv_bias=True, init_values=layer_scale, norm_layer=norm)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -150,10 +150,9 @@ def test_wrong_heads(heads):
 
 @pytest.mark.slow
 def test_against_timm():
-    pytest.importorskip("timm")
-    from timm.models.convit import GPSA
-
-    layer, other = randomised(PositionalAttention(8, heads=4)), GPSA(8, num_heads=4).double()
+    convit = pytest.importorskip("timm.models.convit")
+    layer = randomised(PositionalAttention(8, heads=4))
+    other = convit.GPSA(8, num_heads=4).double()
     state = {
         "qk.weight": layer.qk.weight,
         "v.weight": layer.values.weight,
