@@ -268,9 +268,12 @@ def test_no_second_derivative():
     b = torch.ones(2, requires_grad=True)
     z = implicit_fixed_point(lambda z: (z + b).sin(), torch.zeros(2)).value
     (gradient,) = torch.autograd.grad(z.sum(), b, create_graph=True)
+    (again,) = torch.autograd.grad(z.sum(), b, create_graph=True)
 
     with pytest.raises(RuntimeError, match="expected to differentiate the fixed point once"):
         gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="expected to differentiate the fixed point once"):
+        torch.autograd.grad(again.sum(), b)
 
 
 def test_backward_twice_with_retained_graph():

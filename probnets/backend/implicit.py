@@ -95,6 +95,7 @@ def implicit_fixed_point(
 
 class _Context(FunctionCtx):
     adjoint: Callable[[Tensor], Tensor]
+    saved_tensors: tuple[Tensor, ...]
 
 
 class _ImplicitGradient(Function):
@@ -105,6 +106,7 @@ class _ImplicitGradient(Function):
         ctx: _Context, image: Tensor, value: Tensor, adjoint: Callable[[Tensor], Tensor]
     ) -> Tensor:
         ctx.adjoint = adjoint
+        ctx.save_for_backward(image)
         return value.clone()
 
     @staticmethod
@@ -113,15 +115,15 @@ class _ImplicitGradient(Function):
         with torch.no_grad():
             found = ctx.adjoint(gradient)
         if torch.is_grad_enabled():  # the graph of the gradient itself is being recorded
-            found = _NoSecondGradient.apply(found.detach().requires_grad_())
+            found = _NoSecondGradient.apply(found, gradient, *ctx.saved_tensors)
         return found, None, None
 
 
 class _NoSecondGradient(Function):
-    r"""Returns its argument, and refuses to be differentiated."""
+    r"""Returns its first argument, and refuses to be differentiated by what it depends on."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, *_: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
