@@ -3,6 +3,7 @@ r"""Probabilistic and energy-based models on one tensor backend."""
 __version__ = "0.1.0.dev0"
 
 from . import backend as backend
+from . import boltzmann as boltzmann
 from . import circuits as circuits
 from . import coding as coding
 from . import data as data
