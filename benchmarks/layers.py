@@ -11,7 +11,7 @@ FLOPs are those of convolutions and matrix products, two for each product; Haar 
 ratios are medians over rounds; glibc is told to keep freed memory, as fresh pages can cost as much
 as a block. `kept` is what autograd keeps of a forward pass for the backward one, with the input
 and without the weights. The peak is higher, by what lives within one operation. Peers come with
-`pip install timm torchvision`, and are left out where they are not installed.
+`pip install 'probnets[bench]'`, and are left out where they are not installed.
 """
 
 import argparse

@@ -247,3 +247,12 @@ def test_masks_and_labels_that_do_not_fit():
         made.encode(x, torch.rand(3))
     with pytest.raises(ValueError, match="batch_size >= 1"):
         made.classify(x, batch_size=0)
+
+
+def test_answers_start_from_like_ones():
+    machine = dense_machine((3, 3), 2, 2, features=6, dtype=torch.float64)
+    x, seen = torch.rand(5, 3, 3).double(), torch.rand(5, 3, 3) < 0.5
+    first = machine.complete(x, seen, batch_size=2, tolerance=1e-8)
+    again = machine.complete(x, seen, batch_size=2, tolerance=1e-8, initial=first.field)
+    assert first.field.steps.max() > 0
+    assert again.field.steps.max() == 0

@@ -229,7 +229,8 @@ class GramCoupling(Coupling):
         sizes = groups.sizes
         place = torch.arange(self.states, device=A.device) - groups.starts[groups.index]
         blocks = A.new_zeros(len(A), len(groups), int(sizes.max()))
-        blocks = blocks.index_put((slice_all(A), groups.index[None], place[None]), A)
+        rows = torch.arange(len(A), device=A.device)[:, None]
+        blocks = blocks.index_put((rows, groups.index[None], place[None]), A)
         norm = torch.linalg.matrix_norm(blocks.movedim(1, 0), ord=2)  # (n,)
         scale = (math.sqrt(self.limit) / norm.clamp(min=1e-30)).clamp(max=1.0)
         return A * scale[groups.index]
@@ -250,11 +251,6 @@ class GramCoupling(Coupling):
 def _multiply(matrix: Tensor, q: Tensor) -> Tensor:
     r"""Multiplies rows by a symmetric matrix."""
     return q @ matrix
-
-
-def slice_all(A: Tensor) -> Tensor:
-    r"""Returns the indices of all rows as a column."""
-    return torch.arange(len(A), device=A.device)[:, None]
 
 
 class FreeCoupling(Coupling):

@@ -361,7 +361,11 @@ class ImageMachine(nn.Module):
         known = self.mask(observed, len(x), label=labels is not None)
         values = None if labels is None else self.check_labels(labels, len(x))
         bar = tqdm(torch.arange(len(x)).split(batch_size), "mean field", disable=not progress)
+        start = options.get("initial")
+        start = start.start if isinstance(start, MeanField) else start
         for rows in bar:
+            if start is not None:
+                options = {**options, "initial": start[rows]}
             encoded = self.encode(x[rows], None if values is None else values[rows])
             yield x[rows], known[rows], self.machine.mean_field(encoded, known[rows], **options)
 

@@ -475,7 +475,7 @@ class _Run:
             "what": "training of a Boltzmann machine",
             "format": _FORMAT,
             "settings": asdict(self.settings),
-            "coupling": f"{type(coupling).__name__} with limit {coupling.limit}",
+            "coupling": f"{type(coupling).__name__}({coupling.extra_repr()}) to {coupling.limit}",
             "shape": machine.shape,
             "weights": {name: tuple(x.shape) for name, x in machine.state_dict().items()},
             "images": checkpoints.digest(*(part.numpy(force=True) for part in self.data)),
