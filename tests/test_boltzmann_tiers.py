@@ -420,12 +420,12 @@ def test_builds_without_memory():
 
 
 def test_paper_architecture():
-    coupling = paper_architecture()
+    coupling = paper_architecture(dtype=torch.float64)
     assert (coupling.variables, coupling.states) == (3725, 27450)
     counts = {name: p.numel() for name, p in coupling.named_parameters()}
     label = counts.pop("links.3_2.weight") + counts.pop("links.3_3.weight")
     assert (label, sum(counts.values())) == (39_300, 126_000)
-    q = grouped_softmax(torch.randn(2, 27450), coupling.groups)
+    q = grouped_softmax(torch.randn(2, 27450, dtype=torch.float64), coupling.groups)
     with torch.no_grad():
         left, right = coupling(q)[0] @ q[1], coupling(q)[1] @ q[0]
     assert_close(left, right)
