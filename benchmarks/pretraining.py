@@ -84,7 +84,8 @@ def run(options: argparse.Namespace, train: Split, test: Split, runs: Path | Non
         backbone, patch=8, width=64, generator=torch.Generator().manual_seed(1)
     )
     settings = PretrainingSettings(epochs=options.epochs)
-    kept = None if runs is None else runs / f"fashion-{options.layout}-{options.epochs}"
+    name = f"fashion-{options.layout}-{options.width}-{options.epochs}"
+    kept = None if runs is None else runs / name
     start = time.perf_counter()
     history = pretrain(
         model,
