@@ -6,9 +6,11 @@ __all__ = [
     "part",
     "read",
     "read_model",
+    "read_training",
     "replace",
     "state_arrays",
     "write",
+    "write_training",
 ]
 
 import contextlib
@@ -131,6 +133,60 @@ def load_state(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
             )
         state[name] = given
     module.load_state_dict(state)
+
+
+def write_training(
+    path: str | Path, module: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
+) -> None:
+    r"""Writes a training under way: weights, the moments of the optimiser, and facts.
+
+    Arguments:
+        path: The file.
+        module: The module that is trained.
+        optimiser: Its optimiser, whose state is tensors.
+        facts: What JSON can hold, with ``what`` and ``format``.
+    """
+    arrays = {f"model.{name}": array for name, array in state_arrays(module).items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            arrays[f"adam.{number}.{name}"] = value.cpu().numpy()
+    write(path, arrays, facts)
+
+
+def read_training(
+    path: str | Path, module: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
+) -> dict[str, Any]:
+    r"""Undoes :func:`write_training`, in place, and returns the facts of the file.
+
+    Arguments:
+        path: The file.
+        module: The module.
+        optimiser: Its optimiser.
+        facts: What the training must share with the one of the file.
+
+    Raises:
+        ValueError: If it is the file of another training. Then nothing has changed.
+    """
+    arrays, found = read_model(path, facts["what"], facts["format"])
+    for key, mine in facts.items():
+        if found.get(key) != mine:
+            raise ValueError(
+                f"expected a checkpoint in {path} of the same {key}, {mine}, got "
+                f"{found.get(key)}; continue with what it was begun with, or delete it"
+            )
+    weights = part(arrays, "model")
+    if weights.keys() != module.state_dict().keys():
+        raise ValueError(
+            f"expected the weights of this model in {path}, got others; continue with what it "
+            "was begun with, or delete it"
+        )
+    load_state(module, weights)
+    state = optimiser.state_dict()
+    for name, array in part(arrays, "adam").items():
+        number, _, key = name.partition(".")
+        state["state"].setdefault(int(number), {})[key] = torch.from_numpy(np.array(array))
+    optimiser.load_state_dict(state)
+    return found
 
 
 def replace(path: str | Path, content: bytes) -> None:

@@ -485,27 +485,12 @@ class _Run:
 
     def save(self, path: str | Path) -> None:
         r"""Writes a checkpoint."""
-        arrays = {f"model.{k}": v for k, v in checkpoints.state_arrays(self.machine).items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            for name, value in state.items():
-                arrays[f"adam.{number}.{name}"] = value.cpu().numpy()
-        checkpoints.write(path, arrays, {**self.facts(), "history": self.history})
+        facts = {**self.facts(), "history": self.history}
+        checkpoints.write_training(path, self.machine, self.optimiser, facts)
 
     def load(self, path: str | Path) -> None:
         r"""Reads a checkpoint."""
-        arrays, facts = checkpoints.read_model(path, "training of a Boltzmann machine", _FORMAT)
-        for key, mine in self.facts().items():
-            if facts.get(key) != mine:
-                raise ValueError(
-                    f"expected a checkpoint in {path} of the same {key}, {mine}, got "
-                    f"{facts.get(key)}; continue with what it was begun with, or delete it"
-                )
-        checkpoints.load_state(self.machine, checkpoints.part(arrays, "model"))
-        state = self.optimiser.state_dict()
-        for name, array in checkpoints.part(arrays, "adam").items():
-            number, _, key = name.partition(".")
-            state["state"].setdefault(int(number), {})[key] = torch.from_numpy(np.array(array))
-        self.optimiser.load_state_dict(state)
+        facts = checkpoints.read_training(path, self.machine, self.optimiser, self.facts())
         self.history = [
             Epoch(loss, Scores(*seen), held and Scores(*held), products, unconverged)
             for loss, seen, held, products, unconverged in facts["history"]

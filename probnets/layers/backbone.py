@@ -46,8 +46,8 @@ class Backbone(Layer):
         | Generation (Kag et al., 2024)
         | https://arxiv.org/abs/2411.04967
 
-    Used by: circuits (networks of contexts), boltzmann (external fields), priors (Bayesian
-    networks) and bottleneck (encoders).
+    Used by: circuits, as networks of contexts; made for external fields of boltzmann, Bayesian
+    networks of priors and encoders of bottleneck too.
 
     Arguments:
         layout: The layout.

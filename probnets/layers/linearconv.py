@@ -216,7 +216,7 @@ class Composition(LinearLayer):
 
     .. math:: A = A_L \cdots A_1 \qquad A^\top = A_1^\top \cdots A_L^\top
 
-    Used by: couplings of boltzmann.
+    Used by: nothing yet; made for couplings of boltzmann across scales.
 
     Arguments:
         layers: The linear maps, each with as many input channels as the one before returns.

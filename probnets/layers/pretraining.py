@@ -212,35 +212,13 @@ class _Run:
 
     def save(self, path: str | Path) -> None:
         r"""Writes a checkpoint."""
-        arrays = {f"model.{k}": v for k, v in checkpoints.state_arrays(self.model).items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            for name, value in state.items():
-                arrays[f"adam.{number}.{name}"] = value.cpu().numpy()
-        checkpoints.write(path, arrays, {**self.facts(), "history": self.history})
+        facts = {**self.facts(), "history": self.history}
+        checkpoints.write_training(path, self.model, self.optimiser, facts)
 
     def load(self, path: str | Path) -> None:
         r"""Reads a checkpoint."""
-        arrays, facts = checkpoints.read_model(path, "pre-training", _FORMAT)
-        for key, mine in self.facts().items():
-            if facts.get(key) != mine:
-                raise ValueError(
-                    f"expected a checkpoint in {path} of the same {key}, {mine}, got "
-                    f"{facts.get(key)}; continue with what it was begun with, or delete it"
-                )
-        weights = checkpoints.part(arrays, "model")
-        if weights.keys() != self.model.state_dict().keys():
-            raise ValueError(
-                f"expected the weights of this model in {path}, got those of one with another "
-                "decoder; continue with what it was begun with, or delete it"
-            )
-        checkpoints.load_state(self.model, weights)
-        state = self.optimiser.state_dict()
-        moments = checkpoints.part(arrays, "adam")
-        for name, array in moments.items():
-            number, _, key = name.partition(".")
-            state["state"].setdefault(int(number), {})[key] = torch.from_numpy(np.array(array))
-        self.optimiser.load_state_dict(state)
-        self.history = [float(loss) for loss in facts["history"]]
+        found = checkpoints.read_training(path, self.model, self.optimiser, self.facts())
+        self.history = [float(loss) for loss in found["history"]]
 
 
 def _writable(images: Tensor | np.ndarray) -> bool:
